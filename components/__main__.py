@@ -1,0 +1,91 @@
+"""`python -m components STAGE PATH...`: the one small command line of all stages.
+
+Values come from `params.yaml` in the current folder, the report goes to `metrics/<stage>.json`. The
+exit code is the failure's class (`errors.py`); where `WAMFLOW_FAILURE` names a file, the class and the
+message are written there too, because `dvc repro` turns every failure into 255.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"  # another number of threads gives other bytes
+
+import errno
+import importlib
+import inspect
+import json
+import traceback
+from pathlib import Path
+
+from components import params
+from components.errors import OutOfSpaceError, UserError, WamflowError
+from components.outputs import write_json
+
+STAGES = (
+    "ingestion",
+    "segmentation",
+    "captioning",
+    "clustering",
+    "sampling",
+    "pretraining",
+    "evaluation",
+    "registration",
+)
+
+
+def run_stage(stage: str, paths: list[str]) -> None:
+    """Run one stage with its section of `params.yaml` and write its report."""
+    if stage not in STAGES:
+        raise UserError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}.")
+    module = importlib.import_module(f"components.{stage}.stage")
+    wanted = [n for n in inspect.signature(module.run).parameters if n != "config"]
+    if len(paths) != len(wanted):
+        raise UserError(f"{stage}: expected paths {' '.join(wanted)}; got {' '.join(paths) or 'none'}.")
+    config = params.section(params.load(Path("params.yaml")), stage, module.Config)
+    report = module.run(*map(Path, paths), config=config)
+    if report is not None:  # ranks other than 0 have none
+        write_json(Path("metrics") / f"{stage}.json", report.model_dump(mode="json"))
+
+
+def main(arguments: list[str]) -> int:
+    """Exit code of the stage; the message of a failure goes to standard error."""
+    try:
+        if not arguments:
+            raise UserError(f"usage: python -m components STAGE PATH...; stages: {', '.join(STAGES)}")
+        run_stage(arguments[0], arguments[1:])
+    except WamflowError as error:
+        return failed(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return crashed(error)
+        return failed(OutOfSpaceError(f"{error.filename or 'disk'}: no space left; make room."))
+    except Exception as error:
+        return crashed(error)
+    return 0
+
+
+def failed(error: WamflowError) -> int:
+    """Say an expected failure in one message."""
+    print(f"error ({error.kind}): {error}", file=sys.stderr)
+    record_failure(error.kind, str(error))
+    return error.exit_code
+
+
+def crashed(error: BaseException) -> int:
+    """A crash is a crash: keep the whole traceback."""
+    traceback.print_exception(error)
+    record_failure("crash", f"{type(error).__name__}: {error}")
+    return 1
+
+
+def record_failure(kind: str, message: str) -> None:
+    """Leave the failure's class where the supervisor looks for it."""
+    if path := os.environ.get("WAMFLOW_FAILURE"):
+        Path(path).write_text(json.dumps({"kind": kind, "message": message}))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

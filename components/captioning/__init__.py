@@ -1,0 +1,1 @@
+"""The captioning stage: read `stage.py` first."""

@@ -1,0 +1,1 @@
+"""The clustering stage: read `stage.py` first."""

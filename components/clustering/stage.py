@@ -1,0 +1,153 @@
+"""Clustering: group events by what is said and seen (joint) and by what is done (action).
+
+Joint clusters: k-means over the sentence embedding of the captions beside a thumbnail of the
+event's first picture. Action clusters: k-means over kinematics, relative to the event's own
+embodiment. Both follow the data section of WALL-WM (arXiv 2606.01955), which balances sampling over
+the two; the choice of descriptors is ours.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, Field
+
+from components import outputs, records
+from components.errors import DataError
+
+if TYPE_CHECKING:
+    from components.episodes import Episode, Episodes
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """How events are grouped."""
+
+    joint_clusters: int = Field(
+        ge=1, le=10_000, description="Clusters by words and picture, at most."
+    )
+    action_clusters: int = Field(ge=1, le=10_000, description="Clusters by kinematics, at most.")
+    caption_levels: list[Literal["task", "subtask", "action", "segment"]] = Field(
+        min_length=1, description="Caption levels that are read together, in this order."
+    )
+    picture_share: float = Field(
+        ge=0, le=1, description="Share of the joint variance from pictures; 0 opens no video."
+    )
+    restarts: int = Field(ge=1, le=100, description="k-means starts; the best one is kept.")
+    seed: int = Field(ge=0, description="Seed of k-means.")
+
+
+class Report(BaseModel):
+    """What came out: numbers of clusters, their sizes by name, and how much they explain."""
+
+    events: int
+    joint_clusters: int
+    action_clusters: int
+    joint_explained: float = Field(
+        description="Share of the joint variance between clusters, 0 to 1."
+    )
+    action_explained: float = Field(description="Share of the action variance, 0 to 1.")
+    joint_sizes: dict[str, int]
+    action_sizes: dict[str, int]
+
+
+def run(episodes: Path, events: Path, captions: Path, clusters: Path, *, config: Config) -> Report:
+    """Write `clusters.parquet` (one row an event) and `names.json`.
+
+    DataError when an event has no caption, no episode or no frames.
+    """
+    from components.clustering import descriptors, groups, names
+    from components.episodes import Episodes
+    from components.sentences import embed
+
+    rows = records.read(events / "events.parquet", records.EVENTS).sort_by("event_id").to_pylist()
+    if not rows:
+        raise DataError(f"{events}/events.parquet: no events; expected some. See data/quarantine.")
+    said = _captions(captions / "captions.parquet", [row["event_id"] for row in rows])
+    done, seen = _describe(Episodes(episodes), rows, with_pictures=config.picture_share > 0)
+    texts = [". ".join(levels[level] for level in config.caption_levels) for levels in said]
+    joint = descriptors.joint_features(embed(texts), seen, config.picture_share)
+    action = descriptors.action_features(done)
+    by_joint, joint_explained = groups.group(
+        joint, config.joint_clusters, config.seed, config.restarts
+    )
+    by_action, action_explained = groups.group(
+        action, config.action_clusters, config.seed, config.restarts
+    )
+    named = {
+        "joint": names.caption_names(by_joint, [levels["action"] for levels in said]),
+        "action": names.action_names(by_action, done, action),
+    }
+    with outputs.whole_folder(clusters) as out:
+        table = [
+            {"event_id": row["event_id"], "joint_cluster": int(j), "action_cluster": int(a)}
+            for row, j, a in zip(rows, by_joint, by_action, strict=True)
+        ]
+        records.write(out / "clusters.parquet", table, records.CLUSTERS, "event_id")
+        outputs.write_json(out / "names.json", named)
+    return Report(
+        events=len(rows),
+        joint_clusters=len(named["joint"]),
+        action_clusters=len(named["action"]),
+        joint_explained=round(joint_explained, 6),
+        action_explained=round(action_explained, 6),
+        joint_sizes=_sizes(by_joint, named["joint"]),
+        action_sizes=_sizes(by_action, named["action"]),
+    )
+
+
+def _captions(path: Path, event_ids: list[str]) -> list[dict[str, str]]:
+    """Of each event its texts by level, all four. DataError names events that lack one."""
+    texts: dict[str, dict[str, str]] = {}
+    for row in records.read(path, records.CAPTIONS).to_pylist():
+        texts.setdefault(row["event_id"], {})[row["level"]] = row["text"]
+    levels = ("task", "subtask", "action", "segment")
+    lacking = [
+        f"{event_id} ({level})"
+        for event_id in event_ids
+        for level in levels
+        if not texts.get(event_id, {}).get(level)
+    ]
+    if lacking:
+        raise DataError(
+            f"{path}: {len(lacking)} caption(s) are missing, first {', '.join(lacking[:3])}; "
+            f"expected one for each event and level ({', '.join(levels)}). Run captioning again."
+        )
+    return [texts[event_id] for event_id in event_ids]
+
+
+def _describe(
+    episodes: Episodes, rows: list[dict[str, Any]], with_pictures: bool
+) -> tuple[list[Any], Any]:
+    """Kinematics of each row, and its thumbnail (NaN if not asked for); episodes are read once."""
+    from components.clustering import descriptors
+
+    by_episode: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        by_episode.setdefault(row["episode_id"], []).append(index)
+    done: list[Any] = [None] * len(rows)
+    seen = np.full((len(rows), 3 * descriptors.THUMBNAIL[0] * descriptors.THUMBNAIL[1]), np.nan)
+    known = [episode_id for episode_id in episodes.ids if episode_id in by_episode]
+    for episode_id in known + sorted(set(by_episode) - set(known)):  # unknown ones raise
+        episode, indices = episodes[episode_id], by_episode[episode_id]
+        for index in indices:
+            _check_span(episode, rows[index])
+            row = rows[index]
+            done[index] = descriptors.measure(episode, row["start_frame"], row["end_frame"])
+        if with_pictures:
+            starts_s = np.array([rows[index]["start_s"] for index in indices])
+            seen[indices] = descriptors.thumbnails(episode, starts_s)
+    return done, seen
+
+
+def _check_span(episode: Episode, row: dict[str, Any]) -> None:
+    if not 0 <= row["start_frame"] < row["end_frame"] <= len(episode):
+        raise DataError(
+            f"event {row['event_id']}: frames {row['start_frame']} to {row['end_frame']} do not "
+            f"lie in episode {row['episode_id']}, which has {len(episode)}. Run segmentation again."
+        )
+
+
+def _sizes(labels: Any, named: dict[str, str]) -> dict[str, int]:
+    return {name: int((labels == int(label)).sum()) for label, name in named.items()}

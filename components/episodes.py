@@ -1,0 +1,245 @@
+"""Episodes as stages see them, and the reader of `data/episodes`.
+
+`data/episodes/manifest.parquet` names every episode; `data/episodes/<embodiment>/` is one LeRobot v3.0
+data set (one folder for each robot, since a LeRobot data set has one set of features). Columns are
+`observation.state`, `action` and `observation.images.<camera>`; every dimension has a name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from components import records
+from components.errors import DataError
+
+Float = npt.NDArray[np.float32]
+Seconds = npt.NDArray[np.float64]
+Frames = npt.NDArray[np.uint8]
+
+GRIPPER = re.compile(r"grip|finger|claw|jaw", re.IGNORECASE)
+END_EFFECTOR = (("ee_x", "ee_y", "ee_z"), ("eef_x", "eef_y", "eef_z"), ("x", "y", "z"))
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One camera of one episode: a span of a video file."""
+
+    path: Path
+    start_s: float  # of the episode within the file
+
+    def frames(self, times_s: Seconds, size: tuple[int, int] | None = None) -> Frames:
+        """The frames shown at `times_s` (N,) from the episode's start: uint8 (N, H, W, 3), RGB.
+
+        The nearest frame by presentation time; only the needed groups of pictures are decoded.
+        `size` is (height, width). DataError when the file is no readable video.
+        """
+        wanted = np.asarray(times_s, dtype=np.float64) + self.start_s
+        order = np.argsort(wanted, kind="stable")
+        picked: list[Frames | None] = [None] * len(wanted)
+        try:
+            with av.open(str(self.path)) as container:
+                stream = container.streams.video[0]
+                stream.codec_context.thread_count = 1
+                _pick(container, stream, wanted, order, picked, size)
+        except (av.FFmpegError, IndexError) as error:
+            raise DataError(f"{self.path}: not a readable video: {error}") from error
+        if any(frame is None for frame in picked):
+            raise DataError(f"{self.path}: no frame could be decoded at {self.start_s:.3f} s.")
+        return np.stack([frame for frame in picked if frame is not None])
+
+
+def _pick(
+    container: Any,
+    stream: Any,
+    wanted: Seconds,
+    order: npt.NDArray[np.intp],
+    picked: list[Frames | None],
+    size: tuple[int, int] | None,
+) -> None:
+    """Walk once through the wanted times in order; seek only where the next one lies far ahead."""
+    base = float(stream.time_base)
+    container.seek(max(int((wanted[order[0]]) / base), 0), stream=stream, backward=True)
+    previous, previous_s = None, -np.inf
+    position = 0
+    for frame in container.decode(stream):
+        now_s = float(frame.pts) * base
+        while position < len(order) and wanted[order[position]] <= now_s:
+            want = wanted[order[position]]
+            nearer = previous is not None and want - previous_s <= now_s - want
+            picked[order[position]] = _rgb(previous if nearer else frame, size)
+            position += 1
+        if position == len(order):
+            return
+        previous, previous_s = frame, now_s
+    for index in order[position:]:  # past the last frame: hold it
+        picked[index] = _rgb(previous, size) if previous is not None else None
+
+
+def _rgb(frame: Any, size: tuple[int, int] | None) -> Frames:
+    height, width = size or (frame.height, frame.width)
+    image: Frames = frame.reformat(width, height, format="rgb24", interpolation="AREA").to_ndarray()
+    return image
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One recording: T control steps with their signals and one clip for each camera."""
+
+    episode_id: str
+    embodiment: str
+    task: str
+    fps: float
+    timestamps_s: Seconds  # (T,), starts at 0
+    state: Float  # (T, S)
+    action: Float  # (T, A)
+    state_names: tuple[str, ...]
+    action_names: tuple[str, ...]
+    clips: dict[str, Clip] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.timestamps_s)
+
+    @property
+    def duration_s(self) -> float:
+        """From the first to the last control step, seconds."""
+        return float(self.timestamps_s[-1] - self.timestamps_s[0])
+
+    @cached_property
+    def gripper(self) -> Float | None:
+        """Measured gripper (T, G): every state dimension named like one; None where there is none."""
+        return _columns(self.state, self.state_names, GRIPPER)
+
+    @cached_property
+    def gripper_command(self) -> Float | None:
+        """Commanded gripper (T, G): every action dimension named like one; None where none."""
+        return _columns(self.action, self.action_names, GRIPPER)
+
+    @cached_property
+    def end_effector_m(self) -> Float | None:
+        """End effector (T, 3), metres in the robot's frame; None where the state has none."""
+        for names in END_EFFECTOR:
+            if all(name in self.state_names for name in names):
+                return self.state[:, [self.state_names.index(name) for name in names]]
+        return None
+
+    @cached_property
+    def motion(self) -> Float:
+        """What moves (T, D): the end effector where known, else all state but the gripper."""
+        if self.end_effector_m is not None:
+            return self.end_effector_m
+        rest = [i for i, name in enumerate(self.state_names) if not GRIPPER.search(name)]
+        return self.state[:, rest]
+
+
+def _columns(values: Float, names: tuple[str, ...], pattern: re.Pattern[str]) -> Float | None:
+    index = [i for i, name in enumerate(names) if pattern.search(name)]
+    return values[:, index] if index else None
+
+
+class Episodes:
+    """All episodes of `data/episodes`, read one at a time; DataError names what is damaged."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.manifest = records.read(root / "manifest.parquet", records.MANIFEST)
+        self.ids: list[str] = self.manifest["episode_id"].to_pylist()
+        self._rows = {row["episode_id"]: row for row in self.manifest.to_pylist()}
+        self._sets: dict[str, _LeRobot] = {}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Episode]:
+        return (self[episode_id] for episode_id in self.ids)
+
+    def __getitem__(self, episode_id: str) -> Episode:
+        if episode_id not in self._rows:
+            raise DataError(f"{self.root}: no episode {episode_id}; it has {len(self.ids)} others.")
+        row = self._rows[episode_id]
+        return self.embodiment(row["embodiment"]).episode(row["episode_index"], episode_id)
+
+    def embodiment(self, name: str) -> _LeRobot:
+        """The LeRobot data set of one embodiment."""
+        if name not in self._sets:
+            self._sets[name] = _LeRobot(self.root / name, name)
+        return self._sets[name]
+
+
+class _LeRobot:
+    """One LeRobot v3.0 data set as ingestion writes it."""
+
+    def __init__(self, root: Path, embodiment: str) -> None:
+        self.root, self.embodiment = root, embodiment
+        self.info: dict[str, Any] = json.loads((root / "meta/info.json").read_text())
+        files = sorted((root / "meta/episodes").rglob("*.parquet"))
+        table = pa.concat_tables([pq.read_table(f) for f in files])
+        self._episodes = {row["episode_index"]: row for row in table.to_pylist()}
+        tasks = pq.read_table(root / "meta/tasks.parquet").to_pydict()
+        names = tasks.get("task") or tasks["__index_level_0__"]
+        self.tasks: dict[int, str] = dict(zip(tasks["task_index"], names, strict=True))
+        self._data: tuple[str, pa.Table] | None = None
+
+    @property
+    def cameras(self) -> list[str]:
+        """Names of the video features, with their `observation.images.` prefix."""
+        return sorted(k for k, f in self.info["features"].items() if f["dtype"] == "video")
+
+    def episode(self, index: int, episode_id: str) -> Episode:
+        """Read the signals of one episode; video is only named, not opened."""
+        row = self._episodes[index]
+        rows = self._table(row).filter(pc.field("episode_index") == index)
+        features = self.info["features"]
+        clips = {
+            key: Clip(
+                self.root
+                / self.info["video_path"].format(
+                    video_key=key,
+                    chunk_index=row[f"videos/{key}/chunk_index"],
+                    file_index=row[f"videos/{key}/file_index"],
+                ),
+                row[f"videos/{key}/from_timestamp"],
+            )
+            for key in self.cameras
+            if row.get(f"videos/{key}/file_index") is not None
+        }
+        times = rows["timestamp"].to_numpy().astype(np.float64)
+        return Episode(
+            episode_id=episode_id,
+            embodiment=self.embodiment,
+            task=self.tasks[rows["task_index"][0].as_py()],
+            fps=float(self.info["fps"]),
+            timestamps_s=times - times[0],
+            state=_matrix(rows["observation.state"]),
+            action=_matrix(rows["action"]),
+            state_names=tuple(features["observation.state"]["names"]),
+            action_names=tuple(features["action"]["names"]),
+            clips=clips,
+        )
+
+    def _table(self, row: dict[str, Any]) -> pa.Table:
+        """The data file that holds an episode; the last one read is kept."""
+        name = self.info["data_path"].format(
+            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+        )
+        if self._data is None or self._data[0] != name:
+            self._data = (name, pq.read_table(self.root / name))
+        return self._data[1]
+
+
+def _matrix(column: pa.ChunkedArray) -> Float:
+    """A column of lists (T rows of D numbers) as float32 (T, D)."""
+    flat = np.asarray(column.combine_chunks().flatten(), dtype=np.float32)
+    return flat.reshape(len(column), -1)

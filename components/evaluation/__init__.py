@@ -1,0 +1,1 @@
+"""The evaluation stage: read `stage.py` first."""

@@ -1,0 +1,85 @@
+"""Reads LeRobot v2.0 and v2.1: one Parquet file and one video per camera for each episode.
+
+Files are found by their names on disk (`episode_000003.parquet`, `.mp4`), not by the templates in
+info.json, which published data sets often get wrong. Format: huggingface/lerobot, version v2.1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow as pa
+
+from components.ingestion import metadata
+from components.ingestion.raw import Layout, RawEpisode
+from components.ingestion.reasons import Problem, Reason
+from components.ingestion.rows import Rows
+from components.ingestion.source import Source
+from components.packets import Span
+
+DATA = re.compile(r"^(?!meta/).*?episode_(\d+)\.parquet$")
+VIDEO = re.compile(r"^videos?/(?:.*/)?episode_(\d+)\.(?:mp4|mkv|avi|mov|webm)$")
+
+
+def holds(source: Source) -> bool:
+    """Whether the source's files are laid out this way."""
+    return "meta/info.json" in source.listed and any(map(DATA.match, source.listed))
+
+
+class Reader:
+    """All episodes of one v2.0 or v2.1 data set."""
+
+    def __init__(self, source: Source, min_camera_share: float) -> None:
+        self.source = source
+        self.warnings: list[str] = []
+        info = metadata.info(source)
+        self._data = {int(m[1]): path for path in source.listed if (m := DATA.match(path))}
+        self._listed = self._episodes()
+        self._tasks = {
+            int(row["task_index"]): str(row["task"])
+            for row in self._lines("meta/tasks.jsonl", "task_index", "task")
+        }
+        self.indices = sorted(self._data.keys() | self._listed.keys())
+        self._videos = self._find_videos(info, min_camera_share)
+        self._rows = Rows.infer(info, (self._table(i) for i in self.indices))
+        self.layout: Layout = metadata.layout(info, self._rows, tuple(sorted(self._videos)))
+        self.warnings += self._rows.warnings
+
+    def read(self, index: int) -> RawEpisode:
+        """One episode; what cannot be read is said in its `problem`."""
+        videos = {key: files[index] for key, files in self._videos.items() if index in files}
+        paths = [p for p in (self._data.get(index), *videos.values()) if p is not None]
+        return self._rows.episode(
+            index=index,
+            uri=f"{self.source.uri}#{index}",
+            version=self.source.version(["meta/info.json", *paths]),
+            table=self._table(index),
+            tasks=self._tasks,
+            named=self._listed.get(index, {}).get("tasks"),
+            videos={key: Span(self.source.file(path)) for key, path in videos.items()},
+        )
+
+    def _table(self, index: int) -> pa.Table | Problem:
+        if index not in self._data:
+            return Problem(Reason.MISSING_DATA, f"no file episode_{index:06d}.parquet is listed")
+        return metadata.table(self.source, self._data[index])
+
+    def _episodes(self) -> dict[int, dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for row in self._lines("meta/episodes.jsonl", "episode_index"):
+            found.setdefault(int(row["episode_index"]), row)
+        return found
+
+    def _lines(self, path: str, *keys: str) -> Iterator[dict[str, Any]]:
+        if path in self.source.listed:
+            yield from metadata.json_lines(self.source, path, keys, self.warnings)
+
+    def _find_videos(self, info: dict[str, Any], share: float) -> dict[str, dict[int, str]]:
+        found: dict[str, dict[int, str]] = {}
+        for path in self.source.listed:
+            if match := VIDEO.match(path):
+                folders = [p for p in path.split("/")[1:-1] if not p.startswith("chunk-")]
+                found.setdefault("/".join(folders), {})[int(match[1])] = path
+        return metadata.cameras(info, found, self.indices, share, self.warnings)

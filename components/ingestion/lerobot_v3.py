@@ -1,0 +1,139 @@
+"""Reads LeRobot v3.0: many episodes in a Parquet file and in a video; `meta/episodes` says where.
+
+Files are found by their numbers on disk (`chunk-000/file-001`), not by the templates in info.json.
+Format: huggingface/lerobot, version v3.0.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from components.ingestion import metadata
+from components.ingestion.raw import Layout, RawEpisode
+from components.ingestion.reasons import Problem, Reason
+from components.ingestion.rows import Rows
+from components.ingestion.source import Source
+from components.packets import Span
+
+EPISODES = re.compile(r"^meta/episodes/.*\.parquet$")
+DATA = re.compile(r"^data/(?:.*/)?chunk-(\d+)/file-(\d+)\.parquet$")
+VIDEO = re.compile(r"^videos?/(.+)/chunk-(\d+)/file-(\d+)\.\w+$")
+Place = tuple[int, int]  # numbers of chunk and file
+
+
+def holds(source: Source) -> bool:
+    """Whether the source's files are laid out this way."""
+    return "meta/info.json" in source.listed and any(map(EPISODES.match, source.listed))
+
+
+class Reader:
+    """All episodes of one v3.0 data set; the Parquet file read last is kept in memory."""
+
+    def __init__(self, source: Source, min_camera_share: float) -> None:
+        self.source = source
+        self.warnings: list[str] = []
+        info = metadata.info(source)
+        self._listed = self._episodes()
+        self._tasks = self._read_tasks()
+        self.indices = sorted(self._listed)
+        self._data = {
+            (int(m[1]), int(m[2])): path for path in source.listed if (m := DATA.match(path))
+        }
+        self._kept: tuple[str, pa.Table | Problem] | None = None
+        self._videos = self._find_videos(info, min_camera_share)
+        self._rows = Rows.infer(info, (self._table(i) for i in self.indices))
+        self.layout: Layout = metadata.layout(info, self._rows, tuple(sorted(self._videos)))
+        self.warnings += self._rows.warnings
+
+    def read(self, index: int) -> RawEpisode:
+        """One episode; what cannot be read is said in its `problem`."""
+        row = self._listed[index]
+        spans = {k: files[index] for k, files in self._videos.items() if index in files}
+        data = self._data.get(_place(row, "data") or (-1, -1))
+        paths = [path for path in (data, *(path for path, *_ in spans.values())) if path]
+        return self._rows.episode(
+            index=index,
+            uri=f"{self.source.uri}#{index}",
+            version=self.source.version(["meta/info.json", *paths]),
+            table=self._table(index),
+            tasks=self._tasks,
+            named=row.get("tasks"),
+            videos={
+                key: Span(self.source.file(path), start_s, end_s)
+                for key, (path, start_s, end_s) in spans.items()
+            },
+        )
+
+    def _table(self, index: int) -> pa.Table | Problem:
+        place = _place(self._listed[index], "data")
+        if place is None or place not in self._data:
+            return Problem(Reason.MISSING_DATA, f"data file {place} of the episode is not listed")
+        path = self._data[place]
+        if self._kept is None or self._kept[0] != path:
+            self._kept = (path, metadata.table(self.source, path))
+        whole = self._kept[1]
+        if isinstance(whole, Problem):
+            return whole
+        if not _is_integer(whole, "episode_index"):
+            return Problem(Reason.MISSING_COLUMN, f"{path}: no column episode_index of integers")
+        return whole.filter(pc.field("episode_index") == index)
+
+    def _episodes(self) -> dict[int, dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for path in sorted(filter(EPISODES.match, self.source.listed)):
+            table = metadata.table(self.source, path)
+            if isinstance(table, Problem) or not _is_integer(table, "episode_index"):
+                raise metadata.damaged(self.source, path, "a Parquet file with episode_index")
+            wanted = [name for name in table.column_names if not name.startswith("stats/")]
+            for row in table.select(wanted).to_pylist():
+                if row["episode_index"] is None:
+                    raise metadata.damaged(self.source, path, "an episode_index in every row")
+                if row["episode_index"] in found:
+                    self.warnings.append(f"episode {row['episode_index']} is listed twice")
+                found.setdefault(row["episode_index"], row)
+        return found
+
+    def _read_tasks(self) -> dict[int, str]:
+        if "meta/tasks.parquet" not in self.source.listed:
+            return {}
+        table = metadata.table(self.source, "meta/tasks.parquet")
+        names = [] if isinstance(table, Problem) else table.column_names
+        text = next((name for name in ("task", "__index_level_0__") if name in names), None)
+        if isinstance(table, Problem) or text is None or "task_index" not in names:
+            raise metadata.damaged(self.source, "meta/tasks.parquet", "columns task_index and task")
+        return dict(zip(table["task_index"].to_pylist(), table[text].to_pylist(), strict=True))
+
+    def _find_videos(
+        self, info: dict[str, Any], share: float
+    ) -> dict[str, dict[int, tuple[str, float, float]]]:
+        files: dict[str, dict[Place, str]] = {}
+        for path in self.source.listed:
+            if match := VIDEO.match(path):
+                files.setdefault(match[1], {})[int(match[2]), int(match[3])] = path
+        found = {
+            key: {
+                index: (paths[place], *_span(row, f"videos/{key}"))
+                for index, row in self._listed.items()
+                if (place := _place(row, f"videos/{key}")) in paths and place is not None
+            }
+            for key, paths in files.items()
+        }
+        return metadata.cameras(info, found, self.indices, share, self.warnings)
+
+
+def _is_integer(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and pa.types.is_integer(table.schema.field(name).type)
+
+
+def _place(row: dict[str, Any], what: str) -> Place | None:
+    chunk, file = row.get(f"{what}/chunk_index"), row.get(f"{what}/file_index")
+    return None if chunk is None or file is None else (int(chunk), int(file))
+
+
+def _span(row: dict[str, Any], what: str) -> tuple[float, float]:
+    start, end = row.get(f"{what}/from_timestamp"), row.get(f"{what}/to_timestamp")
+    return float(start or 0.0), float("inf") if end is None else float(end)

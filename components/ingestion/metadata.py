@@ -1,0 +1,105 @@
+"""What both LeRobot readers need: info.json, tables, JSON lines, and the cameras of a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.errors import DataError
+from components.ingestion import columns
+from components.ingestion.raw import Layout
+from components.ingestion.reasons import Problem, Reason
+from components.ingestion.source import Source
+
+if TYPE_CHECKING:
+    from components.ingestion.rows import Rows
+
+V = TypeVar("V")
+
+
+def info(source: Source) -> dict[str, Any]:
+    """`meta/info.json`. DataError when it is no mapping or has no rate of frames."""
+    try:
+        values = json.loads(source.file("meta/info.json").read_bytes())
+        if float(values["fps"]) > 0 and isinstance(values.get("features", {}), dict):
+            return dict(values)
+    except (ValueError, TypeError, KeyError):
+        pass
+    raise damaged(source, "meta/info.json", "a JSON mapping with fps above 0 and features")
+
+
+def damaged(source: Source, path: str, expected: str) -> DataError:
+    """The error for metadata without which no episode of a source can be told."""
+    return DataError(
+        f"ingestion: source {source.uri}: {path} is damaged: expected {expected}; "
+        "repair the file, or take the source out of ingestion.sources."
+    )
+
+
+def layout(values: dict[str, Any], rows: Rows, cameras: tuple[str, ...]) -> Layout:
+    """What all episodes share."""
+    return Layout(
+        robot_type=str(values.get("robot_type") or "unknown"),
+        fps=float(values["fps"]),
+        state_names=rows.state.names,
+        action_names=rows.action.names,
+        cameras=cameras,
+    )
+
+
+def table(source: Source, path: str) -> pa.Table | Problem:
+    """A Parquet file, or why it cannot be read."""
+    try:
+        found = pq.ParquetFile(source.file(path)).read()
+        if len(set(found.column_names)) == len(found.column_names):
+            return found
+        return Problem(Reason.UNREADABLE_DATA, f"{path}: a column is there twice")
+    except (pa.ArrowException, OSError) as error:
+        return Problem(Reason.UNREADABLE_DATA, f"{path}: {' '.join(str(error).split())[:200]}")
+
+
+def json_lines(
+    source: Source, path: str, keys: tuple[str, ...], warnings: list[str]
+) -> Iterator[dict[str, Any]]:
+    """Rows of a `.jsonl` file that have the keys; a line that has not becomes a warning."""
+    text = source.file(path).read_text(encoding="utf-8", errors="replace")
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            int(row[keys[0]])
+            yield {**row, **{key: row[key] for key in keys}}
+        except (ValueError, TypeError, KeyError):
+            warnings.append(f"{path} line {number} is no mapping with {', '.join(keys)}; skipped")
+
+
+def cameras(
+    values: dict[str, Any],
+    found: dict[str, dict[int, V]],
+    indices: list[int],
+    share: float,
+    warnings: list[str],
+) -> dict[str, dict[int, V]]:
+    """Canonical camera -> {episode: its video}, without cameras that too few episodes have."""
+    features = values.get("features", {})
+    declared = [k for k, f in features.items() if isinstance(f, dict) and f.get("dtype") == "video"]
+    warnings += [
+        f"camera {k} is declared but has no video; dropped" for k in declared if not found.get(k)
+    ]
+    kept: dict[str, dict[int, V]] = {}
+    for key, videos in sorted(found.items()):
+        have = len(videos.keys() & set(indices))
+        if key not in declared:
+            warnings.append(f"camera {key} has videos but is not declared; taken")
+        if have and have < share * len(indices):
+            warnings.append(
+                f"camera {key}: {have} of {len(indices)} episodes have a video; dropped"
+            )
+        elif have:
+            kept[columns.camera(key)] = videos
+    return kept

@@ -1,0 +1,123 @@
+"""The listed state of one source: which files there are, and that they are still what was listed.
+
+`inputs/sources.json` (written by `wamflow snapshot`) names every object with its size and digest.
+Only listed objects exist for ingestion; one that vanished or changed since is an error.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from pydantic import BaseModel, ValidationError
+
+from components.errors import DataError, UserError
+from components.outputs import sha256
+
+
+class Object(BaseModel, frozen=True):
+    """One file of a source; `path` is relative to the source's address."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class Source(BaseModel):
+    """One address with all its objects."""
+
+    uri: str
+    name: str
+    objects: list[Object]
+
+    @cached_property
+    def root(self) -> Path:
+        """The source's folder. UserError for another kind of address, DataError when it is gone."""
+        if "://" in self.uri:
+            raise UserError(
+                f"ingestion: source {self.uri}: expected a local folder; "
+                "copy the recordings to a folder and name that one in ingestion.sources."
+            )
+        root = Path(self.uri)
+        if not root.is_dir():
+            raise DataError(
+                f"ingestion: source {self.uri}: the folder vanished since it was listed; "
+                "restore it, or take it out of ingestion.sources and run `wamflow snapshot`."
+            )
+        return root
+
+    @cached_property
+    def listed(self) -> dict[str, Object]:
+        """Objects by their path."""
+        return {item.path: item for item in self.objects}
+
+    @cached_property
+    def verified(self) -> dict[str, Path]:
+        """Local files whose digest has been compared in this run."""
+        return {}
+
+    def check_sizes(self) -> None:
+        """Stat every object. DataError names the first few that vanished or changed."""
+        wrong = [fault for item in self.objects if (fault := self._size_fault(item))]
+        if wrong:
+            raise self._changed(
+                "; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" * (len(wrong) > 3))
+            )
+
+    def file(self, path: str) -> Path:
+        """The local file of a listed object, its digest checked once. DataError when it changed."""
+        if path not in self.verified:
+            item, local = self.listed[path], self.root / path
+            try:
+                found = sha256(local)
+            except OSError as error:
+                raise self._changed(f"{path}: {error.strerror}") from error
+            if found != item.sha256:
+                raise self._changed(f"{path}: expected sha256 {item.sha256[:12]}, got {found[:12]}")
+            self.verified[path] = local
+        return self.verified[path]
+
+    def version(self, paths: list[str]) -> str:
+        """Digest (20 hexadecimal digits) of some objects as they were listed."""
+        lines = [f"{path}\0{self.listed[path].sha256}\n" for path in sorted(set(paths))]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()[:20]
+
+    def _size_fault(self, item: Object) -> str | None:
+        parts = PurePosixPath(item.path)
+        if parts.is_absolute() or ".." in parts.parts:
+            return f"{item.path}: a path that leaves the source"
+        try:
+            size = (self.root / item.path).stat().st_size
+        except OSError:
+            return f"{item.path}: vanished"
+        return None if size == item.size else f"{item.path}: expected {item.size} bytes, got {size}"
+
+    def _changed(self, what: str) -> DataError:
+        return DataError(
+            f"ingestion: source {self.uri} is not what inputs/sources.json lists: {what}. "
+            "Run `wamflow snapshot` to list it again, or restore the files."
+        )
+
+
+class _Listing(BaseModel):
+    sources: list[Source]
+
+
+def load(path: Path) -> list[Source]:
+    """Read `inputs/sources.json`. UserError when it is missing, malformed or names no source."""
+    try:
+        listing = _Listing.model_validate(json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such file; run `wamflow snapshot` to list the sources."
+        ) from None
+    except (ValueError, ValidationError) as error:
+        raise UserError(
+            f"{path}: expected {{sources: [{{uri, name, objects: [{{path, size, sha256}}]}}]}}; "
+            f"got {' '.join(str(error).split())[:300]}; write it with `wamflow snapshot`."
+        ) from None
+    if not listing.sources:
+        raise UserError(f"{path}: no source; name one in ingestion.sources of params.yaml.")
+    return listing.sources

@@ -1,0 +1,167 @@
+"""ingestion: recordings as people publish them in, valid LeRobot v3.0 episodes out, rejects aside.
+
+Read order: here, then `lerobot_v2.py` and `lerobot_v3.py` (formats), `measure.py` and `checks.py`
+(what passes), `writing.py` (what is written). The sources are read twice: to judge, to write.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, Field
+
+from components import records, report
+from components.errors import DataError
+from components.ingestion import source
+from components.ingestion.reasons import Problem
+from components.outputs import whole_folder
+
+if TYPE_CHECKING:
+    from components.ingestion.measure import Facts
+    from components.ingestion.writing import Reader
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """Values of the section `ingestion`."""
+
+    sources: list[str] = Field(
+        min_length=1, description="Folders of recordings; relative ones to the main checkout."
+    )
+    min_frames: int = Field(ge=2, description="Shorter episodes are kept aside, control steps.")
+    max_video_frames_off: int = Field(
+        ge=0, description="Pictures that a video may have more or fewer than the episode has rows."
+    )
+    min_camera_share: float = Field(
+        ge=0,
+        le=1,
+        description="A camera that a smaller share of a source's episodes has is dropped; "
+        "otherwise the episodes without it are kept aside.",
+    )
+    data_file_mb: int = Field(ge=1, le=2048, description="A file of signals is closed at, MB.")
+    video_file_mb: int = Field(ge=1, le=8192, description="A video file is closed at, MB.")
+
+
+class Report(BaseModel):
+    """What came in and what was kept aside."""
+
+    episodes: int
+    frames: int
+    duration_s: float
+    duplicates: int
+    quarantined: int
+    reasons: dict[str, int]
+    embodiments: dict[str, int]
+    sources: dict[str, int]
+    warnings: list[str]
+
+
+def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> Report:
+    """Write `episodes` and `quarantine` from the listed `sources`.
+
+    UserError or DataError when the listing is wrong, a source is missing, changed, empty or of no
+    known format, or when no episode passes. A bad episode is a row of quarantine.parquet.
+    """
+    listed = source.load(sources)
+    readers = [_open(item, config) for item in listed]
+    facts = _measure(readers)
+    from components.ingestion import checks, writing  # takes seconds: after the cheap refusals
+
+    verdicts = checks.validate(
+        facts, config.min_frames, config.max_video_frames_off, report.folder("ingestion")
+    )
+    judged = list(zip(facts, verdicts, strict=True))
+    rejected = [(item, problem) for item, problem in judged if problem is not None]
+    passed = [item for item, problem in judged if problem is None]
+    reasons = dict(sorted(Counter(problem.reason.value for _, problem in rejected).items()))
+    if not passed:
+        raise DataError(
+            f"ingestion: none of {len(facts)} episodes passed the checks; reasons: {reasons}; "
+            f"first: {rejected[0][1].detail}. See {report.folder('ingestion')}."
+        )
+    accepted = writing.unique(passed)
+    with whole_folder(episodes) as out, whole_folder(quarantine) as aside:
+        rows = writing.write(
+            out,
+            accepted,
+            readers,
+            [item.name for item in listed],
+            data_file_mb=config.data_file_mb,
+            video_file_mb=config.video_file_mb,
+        )
+        records.write(
+            aside / "quarantine.parquet", _aside(rejected), records.QUARANTINE, "source_uri"
+        )
+    return Report(
+        episodes=len(rows),
+        frames=sum(row["n_frames"] for row in rows),
+        duration_s=round(sum(row["duration_s"] for row in rows), 6),
+        duplicates=len(passed) - len(accepted),
+        quarantined=len(rejected),
+        reasons=reasons,
+        embodiments=dict(sorted(Counter(row["embodiment"] for row in rows).items())),
+        sources=dict(sorted(Counter(row["source"] for row in rows).items())),
+        warnings=_warnings(listed, readers, passed),
+    )
+
+
+def _open(item: source.Source, config: Config) -> Reader:
+    """The reader that knows the source's layout. DataError when none does or it is empty."""
+    from components.ingestion import lerobot_v2, lerobot_v3
+
+    item.check_sizes()
+    formats = [module for module in (lerobot_v3, lerobot_v2) if module.holds(item)]
+    if not formats and "meta/info.json" not in item.listed:
+        raise DataError(
+            f"ingestion: source {item.uri}: no known format in {len(item.objects)} files; expected "
+            "meta/info.json with episode_*.parquet (LeRobot v2) or meta/episodes/ (LeRobot v3.0)."
+        )
+    reader: Reader | None = None
+    if formats:
+        reader = formats[0].Reader(item, config.min_camera_share)
+    if reader is None or not reader.indices:
+        raise DataError(
+            f"ingestion: source {item.uri} is empty: expected at least one episode, got none; "
+            "record some, or take it out of ingestion.sources."
+        )
+    return reader
+
+
+def _measure(readers: list[Reader]) -> list[Facts]:
+    from components.ingestion.measure import measure
+
+    return [
+        measure(number, reader.read(index), reader.layout)
+        for number, reader in enumerate(readers)
+        for index in reader.indices
+    ]
+
+
+def _aside(rejected: list[tuple[Facts, Problem]]) -> list[dict[str, object]]:
+    return [
+        {
+            "source_uri": facts.uri,
+            "episode_index": facts.index,
+            "reason": problem.reason.value,
+            "detail": problem.detail,
+        }
+        for facts, problem in rejected
+    ]
+
+
+def _warnings(listed: list[source.Source], readers: list[Reader], passed: list[Facts]) -> list[str]:
+    """One sentence for each oddity that was lived with."""
+    lines = [
+        f"{item.name}: {warning}"
+        for item, reader in zip(listed, readers, strict=True)
+        for warning in reader.warnings
+    ]
+    for number, (item, reader) in enumerate(zip(listed, readers, strict=True)):
+        drift_s = max((f.drift_s for f in passed if f.source == number), default=0.0)
+        if drift_s * reader.layout.fps > 1.5:
+            lines.append(
+                f"{item.name}: rows and video disagree by up to {drift_s:.2f} s at an episode's "
+                "end; each keeps its own times"
+            )
+    return lines

@@ -1,0 +1,285 @@
+"""The LeRobot v3.0 data set format on disk: the writer that recorder and ingestion share.
+
+Format: many episodes in one Parquet file, one row a frame, and in one video file; `meta/episodes`
+says where each episode's rows and video spans lie (huggingface/lerobot, `codebase_version` "v3.0").
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from components import lerobot_stats
+from components.outputs import write_json, write_table
+from components.packets import Joiner, Shape, Span
+
+DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+CHUNK_FILES = 1000
+DATA_FILE_MB, VIDEO_FILE_MB = 100, 500  # LeRobot's own
+
+
+@dataclass(frozen=True)
+class Recording:
+    """One episode to write: T frames of signals and a video for each camera, as file or as span."""
+
+    task: str
+    timestamps_s: npt.NDArray[np.float64]  # (T,)
+    state: npt.NDArray[np.float32]  # (T, S)
+    action: npt.NDArray[np.float32]  # (T, A)
+    videos: dict[str, Path] = field(default_factory=dict)  # feature name -> file, kept as it is
+    spans: dict[str, Span] = field(default_factory=dict)  # feature name -> packets to append
+
+
+def write(
+    root: Path,
+    recordings: list[Recording],
+    *,
+    robot_type: str,
+    fps: float,
+    state_names: tuple[str, ...],
+    action_names: tuple[str, ...],
+) -> None:
+    """Write a whole data set to the folder `root`."""
+    writer = Writer(
+        root,
+        robot_type=robot_type,
+        fps=fps,
+        state_names=state_names,
+        action_names=action_names,
+    )
+    for recording in recordings:
+        writer.add(recording)
+    writer.close()
+
+
+class Writer:
+    """Adds episodes one at a time to a data set in `root`; `close` writes its metadata.
+
+    One data file's rows and one episode's packets are held in memory. Signals may hold NaN and a
+    video of `videos` may be damaged (a recorder keeps what it got); a span must be readable.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        robot_type: str,
+        fps: float,
+        state_names: tuple[str, ...],
+        action_names: tuple[str, ...],
+        data_file_mb: int = DATA_FILE_MB,
+        video_file_mb: int = VIDEO_FILE_MB,
+    ) -> None:
+        self.root, self.robot_type = root, robot_type
+        self.fps = int(fps) if float(fps).is_integer() else float(fps)
+        self.state_names, self.action_names = state_names, action_names
+        self.data_file_mb, self.video_file_mb = data_file_mb, video_file_mb
+        self._tasks: dict[str, int] = {}
+        self._episodes: list[dict[str, Any]] = []
+        self._stats: list[dict[str, lerobot_stats.Stats]] = []
+        self._joiners: dict[str, Joiner] = {}
+        self._cameras: dict[str, dict[str, Any]] = {}
+        self._rows: list[pa.Table] = []
+        self._files = self._frames = 0
+
+    def add(self, recording: Recording) -> int:
+        """Append one episode; return its index. av.FFmpegError when a span cannot be read."""
+        index, length = len(self._episodes), len(recording.timestamps_s)
+        task = self._tasks.setdefault(recording.task, len(self._tasks))
+        rows = self._table(index, task, recording)
+        self._episodes.append(
+            {
+                "episode_index": index,
+                "tasks": [recording.task],
+                "length": length,
+                **_place("data", self._files),
+                "dataset_from_index": self._frames,
+                "dataset_to_index": self._frames + length,
+                **self._add_videos(recording),
+            }
+        )
+        stats = {name: lerobot_stats.of_rows(rows[name]) for name in rows.column_names}
+        pictures = {**{k: Span(p) for k, p in recording.videos.items()}, **recording.spans}
+        for key, span in sorted(pictures.items()):
+            if (found := lerobot_stats.of_first_picture(span)) is not None:
+                stats[key] = found
+        self._stats.append(stats)
+        self._rows.append(rows)
+        self._frames += length
+        if sum(table.nbytes for table in self._rows) >= self.data_file_mb * 1e6:
+            self._flush()
+        return index
+
+    def close(self) -> None:
+        """Finish open files and write `meta/`."""
+        self._flush()
+        for joiner in self._joiners.values():
+            joiner.close()
+        write_json(self.root / "meta/info.json", self._info())
+        write_json(self.root / "meta/stats.json", lerobot_stats.join(self._stats))
+        write_table(self.root / "meta/tasks.parquet", _task_table(list(self._tasks)))
+        write_table(self.root / "meta/episodes/chunk-000/file-000.parquet", self._episode_table())
+
+    def _table(self, index: int, task: int, recording: Recording) -> pa.Table:
+        length = len(recording.timestamps_s)
+        return pa.table(
+            {
+                "observation.state": _vectors(recording.state),
+                "action": _vectors(recording.action),
+                "timestamp": recording.timestamps_s.astype(np.float32),
+                "frame_index": np.arange(length),
+                "episode_index": np.full(length, index),
+                "index": np.arange(self._frames, self._frames + length),
+                "task_index": np.full(length, task),
+            }
+        )
+
+    def _add_videos(self, recording: Recording) -> dict[str, Any]:
+        row: dict[str, Any] = {}
+        for key in sorted({*recording.videos, *recording.spans}):
+            joiner = self._joiners.setdefault(key, self._joiner(key))
+            if key in recording.spans:
+                source = recording.spans[key].path
+                file, start_s, end_s = joiner.append(recording.spans[key])
+            else:
+                source = recording.videos[key]
+                file, start_s, end_s = joiner.keep(source, len(recording.timestamps_s) / self.fps)
+            if key not in self._cameras and (feature := _camera(source, self.fps)):
+                self._cameras[key] = feature
+            row |= _place(f"videos/{key}", file)
+            row |= {f"videos/{key}/from_timestamp": start_s, f"videos/{key}/to_timestamp": end_s}
+        return row
+
+    def _joiner(self, key: str) -> Joiner:
+        def name(number: int) -> Path:
+            chunk, file = divmod(number, CHUNK_FILES)
+            return self.root / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
+
+        return Joiner(name, self.video_file_mb * 1_000_000)
+
+    def _flush(self) -> None:
+        """Write the rows held so far as one data file."""
+        if self._rows:
+            chunk, file = divmod(self._files, CHUNK_FILES)
+            path = DATA_PATH.format(chunk_index=chunk, file_index=file)
+            write_table(self.root / path, pa.concat_tables(self._rows))
+            self._rows, self._files = [], self._files + 1
+
+    def _info(self) -> dict[str, Any]:
+        return {
+            "codebase_version": "v3.0",
+            "robot_type": self.robot_type,
+            "total_episodes": len(self._episodes),
+            "total_frames": self._frames,
+            "total_tasks": len(self._tasks),
+            "chunks_size": CHUNK_FILES,
+            "data_files_size_in_mb": self.data_file_mb,
+            "video_files_size_in_mb": self.video_file_mb,
+            "fps": self.fps,
+            "splits": {"train": f"0:{len(self._episodes)}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH,
+            "features": {
+                "observation.state": _vector(self.state_names),
+                "action": _vector(self.action_names),
+                **dict(sorted(self._cameras.items())),
+                "timestamp": {"dtype": "float32", "shape": [1], "names": None},
+                **{
+                    key: {"dtype": "int64", "shape": [1], "names": None}
+                    for key in ("frame_index", "episode_index", "index", "task_index")
+                },
+            },
+        }
+
+    def _episode_table(self) -> pa.Table:
+        names = dict.fromkeys(name for stats in self._stats for name in stats)
+        rows = [
+            {
+                **episode,
+                **{
+                    f"stats/{name}/{key}": stats[name][key] if name in stats else None
+                    for name in names
+                    for key in lerobot_stats.KEYS
+                },
+                **_place("meta/episodes", 0),
+            }
+            for episode, stats in zip(self._episodes, self._stats, strict=True)
+        ]
+        columns = dict.fromkeys(key for row in rows for key in row)
+        return pa.table({key: [row.get(key) for row in rows] for key in columns})
+
+
+def _place(what: str, number: int) -> dict[str, int]:
+    chunk, file = divmod(number, CHUNK_FILES)
+    return {f"{what}/chunk_index": chunk, f"{what}/file_index": file}
+
+
+def _vectors(values: npt.NDArray[np.float32]) -> pa.Array:
+    """(T, D) as T lists of exactly D numbers."""
+    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _task_table(tasks: list[str]) -> pa.Table:
+    """Sentences are the pandas index, as `pandas.read_parquet` and so LeRobot expect it."""
+    column = {"metadata": None, "numpy_type": "int64", "pandas_type": "int64"}
+    index = {"metadata": None, "numpy_type": "object", "pandas_type": "unicode"}
+    index_name = "__index_level_0__"
+    pandas = {
+        "index_columns": [index_name],
+        "column_indexes": [
+            {
+                "name": None,
+                "field_name": None,
+                "pandas_type": "unicode",
+                "numpy_type": "object",
+                "metadata": {"encoding": "UTF-8"},
+            }
+        ],
+        "columns": [
+            {"name": "task_index", "field_name": "task_index", **column},
+            {"name": None, "field_name": index_name, **index},
+        ],
+        "creator": {"library": "wamflow", "version": "1"},
+        "pandas_version": "2.3.3",
+    }
+    table = pa.table(
+        {"task_index": np.arange(len(tasks)), index_name: pa.array(tasks, pa.string())}
+    )
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def _vector(names: tuple[str, ...]) -> dict[str, Any]:
+    return {"dtype": "float32", "shape": [len(names)], "names": list(names)}
+
+
+def _camera(path: Path, fps: float) -> dict[str, Any] | None:
+    """The feature of a camera by what its video really is; None where the video is damaged."""
+    try:
+        with av.open(str(path)) as container:
+            shape = Shape.of(container.streams.video[0])
+    except (av.FFmpegError, IndexError):
+        return None
+    return {
+        "dtype": "video",
+        "shape": [shape.height, shape.width, 3],
+        "names": ["height", "width", "channel"],
+        "info": {
+            "video.height": shape.height,
+            "video.width": shape.width,
+            "video.codec": shape.codec,
+            "video.pix_fmt": shape.pix_fmt,
+            "video.is_depth_map": False,
+            "video.fps": fps,
+            "video.channels": 3,
+            "has_audio": False,  # only pictures are copied
+        },
+    }

@@ -1,0 +1,104 @@
+"""Statistics as LeRobot v3.0 keeps them: of episodes in `meta/episodes`, of all in `stats.json`.
+
+Means and deviations are joined exactly; quantiles of all are the mean of the episodes' quantiles,
+weighted by frames, as in `lerobot.datasets.compute_stats`. Each episode's first picture is taken.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from components.packets import Span, walk
+
+QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
+KEYS = ("min", "max", "mean", "std", "count", *QUANTILES)
+PICTURE_SIDE = 160  # a larger picture is thinned out to about this many rows
+
+Stats = dict[str, list[Any]]
+
+
+def of_rows(column: pa.ChunkedArray) -> Stats:
+    """Of one feature over an episode's rows; rows with NaN or infinity are left out."""
+    whole = column.combine_chunks()
+    values = np.asarray(whole.values if pa.types.is_fixed_size_list(whole.type) else whole)
+    return _of(values.reshape(len(column), -1) if len(column) else np.zeros((0, 1)))
+
+
+def of_first_picture(span: Span) -> Stats | None:
+    """Of a video's first picture, by channel (3, 1, 1), 0 to 1; None where it cannot be decoded."""
+    try:
+        image = _first_picture(span)
+    except (av.FFmpegError, IndexError, ValueError):
+        return None
+    stride = max(image.shape[0] // PICTURE_SIDE, 1)
+    stats = _of(image[::stride, ::stride].reshape(-1, 3) / 255.0)
+    nested = {key: [[[value]] for value in values] for key, values in stats.items()}
+    return {**nested, "count": [1]}
+
+
+def join(episodes: list[dict[str, Stats]]) -> dict[str, Stats]:
+    """Of all episodes together, feature by feature."""
+    names = dict.fromkeys(name for stats in episodes for name in stats)
+    return {name: _join([stats[name] for stats in episodes if name in stats]) for name in names}
+
+
+def _of(values: npt.NDArray[Any]) -> Stats:
+    """(N, D) numbers; `count` 0 and zeros where no row is finite."""
+    values = values[np.isfinite(values).all(axis=1)]
+    count = len(values)
+    if not count:
+        values = np.zeros((1, values.shape[1]), values.dtype)
+    exact = values.astype(np.float64)
+    quantiles = np.quantile(exact, list(QUANTILES.values()), axis=0)
+    return {
+        "min": values.min(axis=0).tolist(),
+        "max": values.max(axis=0).tolist(),
+        "mean": exact.mean(axis=0).tolist(),
+        "std": exact.std(axis=0).tolist(),
+        "count": [count],
+        **{key: row.tolist() for key, row in zip(QUANTILES, quantiles, strict=True)},
+    }
+
+
+def _join(parts: list[Stats]) -> Stats:
+    parts = [part for part in parts if part["count"][0]] or parts[:1]
+    counts = np.array([max(part["count"][0], 1) for part in parts], dtype=np.float64)
+    weights = counts / counts.sum()
+
+    def weighted(key: str) -> npt.NDArray[np.float64]:
+        return np.tensordot(weights, _stack(parts, key), axes=1)
+
+    mean = weighted("mean")
+    spread = _stack(parts, "std") ** 2 + (_stack(parts, "mean") - mean) ** 2
+    return {
+        "min": np.min([part["min"] for part in parts], axis=0).tolist(),
+        "max": np.max([part["max"] for part in parts], axis=0).tolist(),
+        "mean": mean.tolist(),
+        "std": np.sqrt(np.tensordot(weights, spread, axes=1)).tolist(),
+        "count": [sum(part["count"][0] for part in parts)],
+        **{key: weighted(key).tolist() for key in QUANTILES},
+    }
+
+
+def _stack(parts: list[Stats], key: str) -> npt.NDArray[np.float64]:
+    return np.array([part[key] for part in parts], dtype=np.float64)
+
+
+def _first_picture(span: Span) -> npt.NDArray[np.uint8]:
+    with av.open(str(span.path)) as container:
+        context = container.streams.video[0].codec_context
+        context.thread_count = 1
+        first = None
+        for packet, inside in walk(container, span):
+            first = packet.pts if inside and first is None else first
+            for frame in context.decode(packet):
+                if first is not None and frame.pts is not None and frame.pts >= first:
+                    return np.asarray(frame.to_ndarray(format="rgb24"))
+        for frame in context.decode(None):
+            return np.asarray(frame.to_ndarray(format="rgb24"))
+    raise ValueError("no picture")

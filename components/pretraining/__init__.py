@@ -1,0 +1,1 @@
+"""The pretraining stage: read `stage.py` first."""

@@ -1,0 +1,55 @@
+"""Checkpoints of a training in progress: safetensors, no pickle, complete or not there.
+
+`<store>/<key>/<step>/` holds `state.safetensors` and, written last, `commit.json` with its digest. A
+folder without its marker, or whose digest does not fit, is passed over for the one before. The store
+lies outside the stage's outputs (DVC deletes those before a rerun): `WAMFLOW_STORE`, or `.wamflow`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from components.outputs import sha256, whole_folder, write_json
+
+KEPT = 2
+
+
+def store(key: str) -> Path:
+    """The folder of one training's checkpoints."""
+    return Path(os.environ.get("WAMFLOW_STORE", ".wamflow")) / "checkpoints" / key
+
+
+def save(folder: Path, step: int, state: dict[str, Tensor]) -> None:
+    """Save the state after `step` steps; older checkpoints but the last KEPT are removed."""
+    with whole_folder(folder / f"{step:08d}") as out:
+        save_file(state, out / "state.safetensors")
+        write_json(
+            out / "commit.json", {"step": step, "sha256": sha256(out / "state.safetensors")}
+        )
+    for old in _steps(folder)[:-KEPT]:
+        shutil.rmtree(old)
+
+
+def latest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
+    """(steps done, state) of the newest whole checkpoint; None when there is none."""
+    for path in reversed(_steps(folder)):
+        marker = path / "commit.json"
+        if not marker.is_file():
+            print(f"checkpoint {path.name} has no commit marker; passed over")
+            continue
+        commit = json.loads(marker.read_text())
+        if sha256(path / "state.safetensors") != commit["sha256"]:
+            print(f"checkpoint {path.name} is damaged (its digest differs); passed over")
+            continue
+        return int(commit["step"]), load_file(path / "state.safetensors")
+    return None
+
+
+def _steps(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("[0-9]*") if p.is_dir()) if folder.is_dir() else []

@@ -1,0 +1,101 @@
+"""Pretraining: follows the sampling receipt and trains a World Action Model with Muon under torchrun.
+
+`run` prepares what all ranks share (decoded frames, signals, caption features), then starts
+`config.processes` workers (`worker.py`) with torchrun, or takes this pod's place in a gang where
+`PET_*` variables describe one. The workers keep their checkpoints in a store outside the outputs, so a
+killed or stopped training goes on where it was.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+from components.outputs import whole_folder
+
+
+class ModelConfig(BaseModel, frozen=True, extra="forbid"):
+    """Sizes of the two towers."""
+
+    width: int = Field(ge=16, description="Width of both towers; a multiple of heads.")
+    depth: int = Field(ge=1, description="Blocks of each tower.")
+    heads: int = Field(ge=1, description="Attention heads.")
+    key_px: int = Field(ge=16, description="Key frames are scaled to this many pixels a side.")
+    key_patch_px: int = Field(ge=2, description="Patch of a key frame, pixels a side.")
+    future_px: int = Field(ge=8, description="Future frames are scaled to this many pixels a side.")
+    future_patch_px: int = Field(ge=2, description="Patch of a future frame, pixels a side.")
+    future_frames: int = Field(ge=1, description="Future frames of an event that the video predicts.")
+    action_patch_steps: int = Field(ge=1, description="Control steps in one action token.")
+    max_steps: int = Field(ge=4, description="Longest window of an event, control steps.")
+    action_samples: int = Field(
+        ge=1, description="Noise draws of the action for each pass of the video (1-to-N_d coupling)."
+    )
+    anchor_probability: float = Field(
+        ge=0, le=1, description="Share of samples whose video is pure noise, as when acting."
+    )
+
+
+class Config(BaseModel, frozen=True, extra="forbid"):
+    """Values of the stage; the number of steps is the receipt's draws divided by batch_size."""
+
+    model: ModelConfig
+    processes: int = Field(ge=1, description="torchrun workers on this machine; it changes the bytes.")
+    device: Literal["cpu", "cuda"] = Field(description="Where the workers compute.")
+    batch_size: int = Field(ge=1, description="Events in a step, all workers together.")
+    seed: int = Field(ge=0, description="Of initial weights, anchors, caption drop and noise.")
+    muon_lr: float = Field(gt=0, description="Peak learning rate of hidden matrices.")
+    adamw_lr: float = Field(gt=0, description="Peak learning rate of all other parameters.")
+    momentum: float = Field(ge=0, lt=1, description="Muon's momentum.")
+    weight_decay: float = Field(ge=0, description="Decoupled, for hidden matrices.")
+    warmup: float = Field(ge=0, le=1, description="Share of steps in which the rate rises.")
+    cooldown: float = Field(ge=0, le=1, description="Share of steps in which the rate falls to 0.")
+    clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")
+    ema: float = Field(ge=0, lt=1, description="Decay of the averaged weights that are kept.")
+    start_anchors: float = Field(
+        ge=0, le=1, description="Share of windows that begin where their event begins."
+    )
+    caption_drop_short: float = Field(ge=0, le=1, description="Caption drop of the shortest event.")
+    caption_drop_long: float = Field(ge=0, le=1, description="Caption drop of the longest event.")
+    denoise_steps: int = Field(ge=1, description="Euler steps of the action when acting.")
+    checkpoint_every: int = Field(ge=1, description="Steps between checkpoints.")
+
+
+class Report(BaseModel):
+    """What training did."""
+
+    steps: int
+    draws: int
+    parameters: int
+    muon_parameters: int
+    loss_first: float = Field(description="Mean total loss of the first 5 % of the steps.")
+    loss_last: float = Field(description="Mean total loss of the last 5 % of the steps.")
+    action_loss_first: float
+    action_loss_last: float
+    validation_action_loss: float | None = Field(description="On held-out episodes; none without.")
+    plan_sha256: str
+
+
+def run(
+    episodes: Path, captions: Path, plan: Path, checkpoint: Path, *, config: Config
+) -> Report | None:
+    """Train on the planned draws and write `checkpoint`; see the module's first lines.
+
+    Errors: DataError for a receipt that does not fit the tables, DivergedError for NaN, StoppedError
+    after SIGTERM (state saved). Ranks other than node 0 return None and write nothing.
+    """
+    from components.pretraining import launch, view
+
+    key = launch.state_key(captions, plan, episodes, config)
+    with tempfile.TemporaryDirectory(prefix="wamflow-view-") as scratch:
+        view.build(episodes, captions, plan, Path(scratch), config)
+        if not launch.is_first_node():
+            launch.torchrun(Path(scratch), key, None, config)
+            return None
+        with whole_folder(checkpoint) as out:
+            launch.torchrun(Path(scratch), key, out, config)
+            report = Report.model_validate_json((out / "report.json").read_text())
+            (out / "report.json").unlink()
+    return report

@@ -1,0 +1,124 @@
+"""Rows that cross stage borders, their Parquet schemas and their ids. Column names are fixed (design)."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from components.errors import DataError
+from components.outputs import write_table
+
+MANIFEST = pa.schema(
+    {
+        "episode_id": pa.string(),
+        "source": pa.string(),  # name of the source in params.yaml's list: last part of its address
+        "source_uri": pa.string(),  # the recording's own address
+        "source_version": pa.string(),  # digest of the recording's files when they were listed
+        "embodiment": pa.string(),  # the sub-folder of data/episodes that holds the episode
+        "episode_index": pa.int64(),  # within that sub-folder's LeRobot data set
+        "task": pa.string(),
+        "n_frames": pa.int64(),
+        "duration_s": pa.float64(),
+        "fps": pa.float64(),
+        "operator": pa.string(),  # empty where unknown
+        "origins": pa.list_(pa.string()),  # every address that held this content
+    }
+)
+QUARANTINE = pa.schema(
+    {
+        "source_uri": pa.string(),
+        "episode_index": pa.int64(),
+        "reason": pa.string(),  # a value of components.ingestion.reasons.Reason
+        "detail": pa.string(),
+    }
+)
+EVENTS = pa.schema(
+    {
+        "event_id": pa.string(),
+        "episode_id": pa.string(),
+        "start_s": pa.float64(),  # timestamps are the truth, relative to the episode's start
+        "end_s": pa.float64(),  # timestamp of the last frame for the last event
+        "start_frame": pa.int64(),  # first frame
+        "end_frame": pa.int64(),  # one past the last frame
+        "kind": pa.string(),  # motion, grasp, release or idle
+        "score": pa.float64(),  # of the boundary at its start, 0 to 1
+        "evidence": pa.string(),  # JSON: which signals voted for the boundary at its start
+    }
+)
+CAPTIONS = pa.schema(
+    {
+        "event_id": pa.string(),
+        "level": pa.string(),  # task, subtask, action, segment
+        "text": pa.string(),
+        "captioner": pa.string(),
+        "model_digest": pa.string(),
+        "prompt_digest": pa.string(),
+        "checks": pa.string(),  # JSON: {check: "ok" or what is wrong}
+    }
+)
+CLUSTERS = pa.schema(
+    {
+        "event_id": pa.string(),
+        "joint_cluster": pa.int64(),
+        "action_cluster": pa.int64(),
+    }
+)
+PLAN = pa.schema(
+    {
+        "event_id": pa.string(),
+        "episode_id": pa.string(),
+        "weight": pa.float64(),  # probability of a draw; sums to 1 over the split
+        "draws": pa.int64(),  # planned draws
+        "split": pa.string(),  # train or validation
+    }
+)
+EXPOSURE = pa.schema(
+    {
+        "event_id": pa.string(),
+        "episode_id": pa.string(),
+        "planned_draws": pa.int64(),
+        "draws": pa.int64(),  # draws that training really made
+    }
+)
+TRIALS = pa.schema(
+    {
+        "trial": pa.int64(),  # position in the interleaved list
+        "station": pa.string(),  # metaworld, or replay (open loop, no robot moved)
+        "task": pa.string(),
+        "policy": pa.string(),  # model, hold_still or random
+        "seed": pa.int64(),  # of the reset; in replay, the event's number
+        "success": pa.bool_(),  # null in replay
+        "steps": pa.int64(),
+        "error": pa.float64(),  # open loop: mean |action error| in normalised units; null otherwise
+        "events": pa.string(),  # JSON: captions executed with their lengths in control steps
+        "checkpoint_digest": pa.string(),
+    }
+)
+
+
+def event_id(episode_id: str, start_s: float, end_s: float) -> str:
+    """An event is named by (episode id, start, end), microsecond resolution; 20 hexadecimal digits."""
+    return hashlib.sha256(f"{episode_id}:{start_s:.6f}:{end_s:.6f}".encode()).hexdigest()[:20]
+
+
+def write(path: Path, rows: list[dict[str, object]], schema: pa.Schema, sort_by: str) -> None:
+    """Rows in a fixed order and schema, so that equal rows give equal bytes."""
+    table = pa.Table.from_pylist(rows, schema=schema)
+    write_table(path, table.sort_by(sort_by) if len(rows) else table)
+
+
+def read(path: Path, schema: pa.Schema) -> pa.Table:
+    """A table that has at least the schema's columns. DataError names the file and what is missing."""
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run the stage that writes it.")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise DataError(f"{path}: columns {missing} are missing; got {table.column_names}.")
+    return table

@@ -1,0 +1,1 @@
+"""The registration stage: read `stage.py` first."""

@@ -1,0 +1,1 @@
+"""The sampling stage: read `stage.py` first."""

@@ -1,0 +1,1 @@
+"""The segmentation stage: read `stage.py` first."""

@@ -1,0 +1,193 @@
+"""Records demonstrations of a station's experts as a LeRobot v3.0 data set, with ground truth beside it.
+
+The truth (contact, grasp, object moving, success for each frame) goes to `<out>.truth/`, a folder that
+no stage opens. Seeds below EVALUATION_SEEDS are for recordings, those from it on for trials.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+import pyarrow as pa
+
+from components import lerobot
+from components.errors import UserError
+from components.outputs import whole_folder, write_table
+from components.stations.metaworld import SENTENCES, MetaworldStation, Truth
+from components.stations.station import Float
+
+EVALUATION_SEEDS = 1_000_000
+DEMO_TASKS = ("door-open", "drawer-open", "window-open", "button-press-topdown")
+STEPS_AFTER_SUCCESS = 10
+MAX_STEPS = 400
+
+
+class Job(NamedTuple):
+    """One episode to record."""
+
+    index: int
+    task: str
+    seed: int
+    folder: Path
+    noise: float
+
+
+Demonstration = tuple[lerobot.Recording, list[Truth]]
+
+
+def record(
+    station: str,
+    tasks: list[str],
+    episodes: int,
+    out: Path,
+    seed: int = 0,
+    noise: float = 0.0,
+) -> Path:
+    """Record `episodes` successful demonstrations in all, tasks in turn, to `out`; return `out`.
+
+    `noise` perturbs the arm (uniform within +-noise of the action's range, held for 8 steps) while the
+    expert's own command is what is recorded (DART, Laskey et al. 2017): the demonstrations then show
+    how to recover. UserError for an unknown station or task, or when `out` exists.
+    """
+    if station != "metaworld":
+        raise UserError(f"record: unknown station {station!r}; expected metaworld.")
+    if unknown := [task for task in tasks if task not in SENTENCES]:
+        raise UserError(f"record: unknown tasks {unknown}; expected some of {', '.join(SENTENCES)}.")
+    if episodes < 1 or not tasks:
+        raise UserError(f"record: expected at least 1 episode of 1 task; got {episodes} of {tasks}.")
+    with tempfile.TemporaryDirectory() as scratch:
+        _write(out, _demonstrations(tasks, episodes, Path(scratch), seed, noise))
+    return out
+
+
+def record_demo(out: Path, episodes: int = 100, noise: float = 0.0) -> Path:
+    """The recordings of `make demo`: four tasks, then three episodes broken on purpose at the end.
+
+    The broken ones are copies of the first three: NaN in a signal, a video cut off in the middle, and
+    a clock that jumps back. Ingestion must quarantine exactly these.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        good = _demonstrations(list(DEMO_TASKS), episodes, Path(scratch), 0, noise)
+        (nan, truth_0), (cut, truth_1), (jump, truth_2) = good[:3]
+        state = nan.state.copy()
+        state[len(state) // 2, 0] = np.nan
+        video = Path(scratch) / "cut.mp4"
+        first = sorted(cut.videos)[0]
+        data = cut.videos[first].read_bytes()
+        video.write_bytes(data[: len(data) // 2])
+        times = jump.timestamps_s.copy()
+        times[len(times) // 2 :] -= 0.5
+        broken = [
+            (replace(nan, state=state), truth_0),
+            (replace(cut, videos={**cut.videos, first: video}), truth_1),
+            (replace(jump, timestamps_s=times), truth_2),
+        ]
+        _write(out, good + broken)
+    return out
+
+
+def _demonstrations(
+    tasks: list[str], episodes: int, scratch: Path, seed: int, noise: float
+) -> list[Demonstration]:
+    jobs = [Job(i, tasks[i % len(tasks)], seed + i, scratch, noise) for i in range(episodes)]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        return pool.map(_episode, jobs, chunksize=4)
+
+
+def _write(out: Path, demonstrations: list[Demonstration]) -> None:
+    """The data set and the truth beside it. UserError when `out` exists."""
+    if out.exists():
+        raise UserError(f"record: {out} exists already; name a new folder or remove it.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write_truth(out.with_name(f"{out.name}.truth"), [truth for _, truth in demonstrations])
+    with whole_folder(out) as folder:
+        lerobot.write(
+            folder,
+            [recording for recording, _ in demonstrations],
+            robot_type=MetaworldStation.embodiment,
+            fps=MetaworldStation.fps,
+            state_names=MetaworldStation.state_names,
+            action_names=MetaworldStation.action_names,
+        )
+
+
+def _episode(job: Job) -> Demonstration:
+    """Record one success; an expert that fails is tried again on a later seed."""
+    for attempt in range(10):
+        recording, truth = _attempt(job, job.seed + attempt * 100_000)
+        if truth[-1].success:
+            return recording, truth
+    raise UserError(f"record: the expert of {job.task} failed on 10 seeds from {job.seed}.")
+
+
+_stations: dict[int, MetaworldStation] = {}
+
+
+def _attempt(job: Job, seed: int) -> Demonstration:
+    station = _stations.setdefault(0, MetaworldStation())
+    station.reset(job.task, seed)
+    random = np.random.default_rng(seed)
+    states: list[Float] = []
+    actions: list[Float] = []
+    truth: list[Truth] = []
+    frames: dict[str, list[np.ndarray]] = {camera: [] for camera in station.cameras}
+    done_since, push = 0, np.zeros(4, np.float32)
+    while len(states) < MAX_STEPS and done_since <= STEPS_AFTER_SUCCESS:
+        seen = station.observe()
+        action = station.expert()
+        if len(states) % 8 == 0:
+            push[:3] = random.uniform(-job.noise, job.noise, 3)
+        states.append(seen.state)
+        actions.append(action)
+        truth.append(station.truth())
+        for camera, image in seen.images.items():
+            frames[camera].append(image)
+        station.step(action + push)
+        done_since = done_since + 1 if station.succeeded() else 0
+    videos = {}
+    for camera, images in frames.items():
+        path = job.folder / f"{job.index:06d}-{camera}.mp4"
+        encode(path, images, station.fps)
+        videos[f"observation.images.{camera}"] = path
+    steps = len(states)
+    return lerobot.Recording(
+        task=SENTENCES[job.task],
+        timestamps_s=np.arange(steps) / station.fps,
+        state=np.stack(states),
+        action=np.stack(actions),
+        videos=videos,
+    ), truth
+
+
+def encode(path: Path, images: list[np.ndarray], fps: float) -> None:
+    """H.264 with a key frame every 10 frames and no B frames; one thread, so equal bytes."""
+    height, width, _ = images[0].shape
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=round(fps))
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        stream.options = {"crf": "20", "preset": "veryfast", "g": "10", "bf": "0", "threads": "1"}
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _write_truth(folder: Path, truths: list[list[Truth]]) -> None:
+    """One row a frame: episode_index, frame_index and the fields of Truth."""
+    rows = [
+        {"episode_index": episode, "frame_index": frame, **moment._asdict()}
+        for episode, truth in enumerate(truths)
+        for frame, moment in enumerate(truth)
+    ]
+    shutil.rmtree(folder, ignore_errors=True)
+    with whole_folder(folder) as partial:
+        write_table(partial / "truth.parquet", pa.Table.from_pylist(rows))
+

@@ -1,0 +1,1 @@
+"""Prefect, DVC, git, Kubernetes and the command line: when and where the stages run."""

@@ -1,0 +1,226 @@
+"""`wamflow`: the command line. A failure is one message on stderr and the exit code of its class.
+
+Every command imports what it needs itself, so that `wamflow --help` is there at once.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from components.errors import StoppedError, UserError, WamflowError
+
+app = typer.Typer(
+    help="Robot recordings in, registered World Action Models out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON document on stdout.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="SECTION.NAME=VALUE", help="Change a value of params.yaml."),
+]
+Name = Annotated[str | None, typer.Option(help="Name of the run, and of its branch run/<name>.")]
+Revision = Annotated[
+    str, typer.Option(help="Commit to run; HEAD is the checkout with its uncommitted values.")
+]
+Where = Annotated[str, typer.Option(help="local or kubernetes: where stages with a GPU pod run.")]
+
+
+@app.command()
+def demo(
+    episodes: Annotated[int, typer.Option(min=1, help="Good episodes to record.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Record demonstrations in simulation unless they are there, then run the whole chain."""
+    from flows import workspace
+
+    project = workspace.project()
+    workspace.refuse_uncommitted_code(project)
+    recordings = project / "recordings" / "demo"
+    if not recordings.exists():
+        from components.stations import recording
+
+        print(f"recording {episodes} episodes and 3 broken ones to {recordings}", file=sys.stderr)
+        recording.record_demo(recordings, episodes)
+    _run_flow({}, "HEAD", None, "local", as_json=as_json)
+
+
+@app.command()
+def run(
+    assignments: Set = None,
+    name: Name = None,
+    revision: Revision = "HEAD",
+    runner: Where = "local",
+    as_json: Json = False,
+) -> None:
+    """Run the flow here: in a worktree and on a branch of its own, with a server or without."""
+    from flows import values
+
+    _run_flow(values.parse(assignments or []), revision, name, runner, as_json=as_json)
+
+
+@app.command()
+def up(port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200) -> None:
+    """Start a local Prefect server with the flow's form and its weekly schedule (paused)."""
+    from flows import server, workspace
+
+    project = workspace.project()
+    shared = workspace.shared(project)
+    server.environment(shared)
+    server.serve(project, shared, port)
+
+
+@app.command()
+def snapshot() -> None:
+    """List the sources into inputs/sources.json, for `dvc repro` in this checkout."""
+    from components import params
+    from flows import snapshot as snapshots
+    from flows import workspace
+
+    project = workspace.project()
+    sources = params.load(project / "params.yaml").get("ingestion", {}).get("sources", [])
+    target = project / "inputs" / "sources.json"
+    print(snapshots.write(sources, project, target, workspace.shared(project)))
+
+
+@app.command()
+def trials(
+    store: Annotated[Path | None, typer.Option(help="Folder that keeps collected trials.")] = None,
+) -> None:
+    """Collect the trials of data/checkpoint into data/trials, unless the store has them."""
+    from flows import trials as collecting
+    from flows import workspace
+
+    project = workspace.project()
+    print(collecting.collect(project, store or workspace.shared(project) / "trials"))
+
+
+@app.command()
+def record(
+    out: Annotated[Path, typer.Argument(help="New folder for the LeRobot v3.0 data set.")],
+    tasks: Annotated[list[str], typer.Option(help="Tasks, by comma or repeated.")],
+    station: Annotated[str, typer.Option(help="Robot station.")] = "metaworld",
+    episodes: Annotated[int, typer.Option(min=1, help="Episodes in all.")] = 20,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first episode's reset.")] = 0,
+) -> None:
+    """Record demonstrations of a station's experts; ground truth goes to OUT.truth."""
+    from components.stations import recording
+
+    names = [name for given in tasks for name in given.split(",") if name]
+    print(recording.record(station, names, episodes, out, seed))
+
+
+@app.command()
+def models(as_json: Json = False) -> None:
+    """List the registered models."""
+    from flows import registry, workspace
+
+    found = registry.models(workspace.project())
+    _show(registry.to_json(found), None if as_json else registry.render(found))
+
+
+@app.command()
+def trace(
+    model: Annotated[str | None, typer.Argument(help="wam, or wam@v0.0.2.")] = None,
+    episode: Annotated[
+        str | None, typer.Option(help="Episode id, its beginning, or a recording's address.")
+    ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every row, not only the first.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what a model was made from, or which models an episode reached."""
+    from flows import lineage, lineage_tree, workspace
+
+    if (model is None) == (episode is None):
+        raise UserError("trace: expected a MODEL or --episode ID; see `wamflow trace --help`.")
+    project = workspace.project()
+    if model is not None:
+        forwards = lineage.trace_model(project, model)
+        shown = None if as_json else lineage_tree.render_model(forwards, everything)
+        _show(lineage.to_json(forwards), shown)
+        raise typer.Exit(forwards.findings.exit_code)
+    if episode is not None:
+        backwards = lineage.trace_episode(project, episode)
+        shown = None if as_json else lineage_tree.render_episode(backwards, everything)
+        _show(lineage.to_json(backwards), shown)
+        raise typer.Exit(backwards.findings.exit_code)
+
+
+def _run_flow(
+    changes: dict[str, dict[str, Any]],
+    revision: str,
+    name: str | None,
+    runner: str,
+    *,
+    as_json: bool,
+) -> None:
+    """The flow in this process; what can be known to be wrong is said before anything starts."""
+    from flows import server, values, workspace
+
+    project = workspace.project()
+    if revision == "HEAD":
+        workspace.refuse_uncommitted_code(project)
+    workspace.commit_of(project, revision)
+    if runner not in ("local", "kubernetes"):
+        raise UserError(f"--runner {runner}: expected local or kubernetes.")
+    form = values.form(project)
+    sections = {n: values.plain(s) for n, s in values.chosen(form, changes).items()}
+    shared = workspace.shared(project)
+    server.environment(shared)
+    with server.reached(shared):
+        from flows.retrain import retrain
+
+        summary = retrain(revision=revision, name=name, runner=runner, **sections)
+    _show(json.dumps(summary, indent=2), None if as_json else _summary(summary))
+
+
+def _summary(summary: dict[str, Any]) -> Any:
+    from flows import summaries
+
+    return summaries.text(summary)
+
+
+def _show(document: str, pretty: Any | None) -> None:
+    """The JSON document when there is nothing for people."""
+    if pretty is None:
+        print(document)
+        return
+    from rich.console import Console
+
+    Console(soft_wrap=True).print(pretty)
+
+
+def _stop(*_: object) -> None:
+    raise StoppedError("stopped by a signal; what was finished is kept. The same command goes on.")
+
+
+def main() -> None:
+    """Entry of the console script and of `python -m flows.cli`."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        app()
+    except WamflowError as error:
+        _fail(error)
+    except KeyboardInterrupt:
+        _fail(StoppedError("stopped by Ctrl-C; what was finished is kept."))
+
+
+def _fail(error: WamflowError) -> None:
+    from components.__main__ import failed
+
+    sys.stdout.flush()
+    sys.exit(failed(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""What a person sees of a stage in the Prefect UI: its report as a table, and a picture.
+
+Read from the run's worktree, so that a stage whose results were restored shows the same. A picture
+that cannot be drawn is a line that says so, never a failed run.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SHOWN_EPISODES = 4
+
+
+def markdown(stage: str, desc: str, worktree: Path, outcome: str) -> str:
+    """The stage's artifact: heading, picture, and the report's values."""
+    values = _table(report(worktree, stage))
+    parts = [f"## {stage}: {outcome}", desc, _picture(stage, worktree), values]
+    return "\n\n".join(part for part in parts if part)
+
+
+def report(worktree: Path, stage: str) -> dict[str, Any]:
+    """`metrics/<stage>.json`, or nothing when the stage wrote none."""
+    path = worktree / "metrics" / f"{stage}.json"
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def _table(values: dict[str, Any]) -> str:
+    """Names and values, one row each."""
+    if not values:
+        return ""
+    rows = [f"| {name.replace('_', ' ')} | {_cell(value)} |" for name, value in values.items()]
+    return "\n".join(["| what | value |", "|---|---|", *rows])
+
+
+def _cell(value: Any) -> str:
+    """Short text without what would break a table."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{k}: {_cell(v)}" for k, v in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value)) or "none"
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _picture(stage: str, worktree: Path) -> str:
+    """The stage's picture as a data URI in Markdown, if it has one."""
+    draw = DRAWN.get(stage)
+    if draw is None:
+        return ""
+    with tempfile.TemporaryDirectory() as scratch:
+        png = Path(scratch) / "picture.png"
+        try:
+            draw(worktree, png)
+            content = base64.b64encode(png.read_bytes()).decode()
+        except Exception as error:  # drawing is a courtesy: whatever is wrong, the results stand
+            return f"*(no picture: {type(error).__name__}: {error})*"
+    return f"![{stage}](data:image/png;base64,{content})"
+
+
+def _segmentation(worktree: Path, png: Path) -> None:
+    from components.segmentation import picture
+
+    data = worktree / "data"
+    picture.draw(data / "episodes", data / "events", png, SHOWN_EPISODES)
+
+
+def _pretraining(worktree: Path, png: Path) -> None:
+    """Each loss at each step."""
+    import pyarrow.parquet as pq
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    losses = pq.read_table(worktree / "data/checkpoint/losses.parquet").to_pydict()
+    steps = losses.pop("step")
+    figure = Figure(figsize=(7, 3.5), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
+    for name, values in losses.items():
+        axes.plot(steps, values, label=name, linewidth=0.8)
+    axes.legend()
+    FigureCanvasAgg(figure)
+    figure.savefig(png)
+
+
+def _evaluation(worktree: Path, png: Path) -> None:
+    png.write_bytes((worktree / "data/evaluation/results.png").read_bytes())
+
+
+DRAWN: dict[str, Callable[[Path, Path], None]] = {
+    "segmentation": _segmentation,
+    "pretraining": _pretraining,
+    "evaluation": _evaluation,
+}

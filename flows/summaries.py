@@ -1,0 +1,85 @@
+"""The end of a run in a few lines: what came out of each stage, the model, and what to do next."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def text(summary: dict[str, Any]) -> str:
+    """For people: one line for each stage."""
+    reports: dict[str, Report] = summary["reports"]
+    ran = [name for name, outcome in summary["stages"].items() if outcome == "ran"]
+    lines = [
+        "",
+        f"run          {summary['run']}, {summary['seconds']:.0f} s; "
+        + (f"ran: {', '.join(ran)}" if ran else "nothing to do, all results were known"),
+    ]
+    lines += [f"{stage:<12} {_line(stage, report)}" for stage, report in reports.items() if report]
+    lines += _model(summary)
+    return "\n".join(lines)
+
+
+def _line(stage: str, report: Report) -> str:
+    """The stage's own words, or its values where it is not one of ours."""
+    try:
+        return LINES[stage](report)
+    except KeyError:
+        return ", ".join(f"{name} {value}" for name, value in report.items())
+
+
+def _ingestion(r: Report) -> str:
+    why = ", ".join(f"{n} {reason}" for reason, n in r["reasons"].items())
+    return f"{r['episodes']} episodes, {r['quarantined']} in quarantine" + (
+        f" ({why})" if why else ""
+    )
+
+
+def _segmentation(r: Report) -> str:
+    kinds = ", ".join(f"{n} {kind}" for kind, n in r["kinds"].items())
+    return f"{r['events']} events ({kinds}), median {r['median_event_s']:.2f} s"
+
+
+def _clustering(r: Report) -> str:
+    return f"{r['joint_clusters']} joint and {r['action_clusters']} action clusters"
+
+
+def _sampling(r: Report) -> str:
+    return f"{r['draws']} draws of {r['drawn_events']} events, at most {r['draws_most']} of one"
+
+
+def _pretraining(r: Report) -> str:
+    return f"loss {r['loss_first']:.3f} first, {r['loss_last']:.3f} last, {r['steps']} steps"
+
+
+def _evaluation(r: Report) -> str:
+    return f"{r['trials']} trials: {r['result']}"
+
+
+LINES = {
+    "ingestion": _ingestion,
+    "segmentation": _segmentation,
+    "clustering": _clustering,
+    "sampling": _sampling,
+    "pretraining": _pretraining,
+    "evaluation": _evaluation,
+}
+
+
+def _model(summary: dict[str, Any]) -> list[str]:
+    """The version and the next commands."""
+    lines = [f"branch       {summary['branch']} at {summary['commit'][:12]}"]
+    model = summary["model"]
+    if model is None:
+        return lines
+    known = " (known already: equal content)" if summary["model_existed"] else ""
+    return [
+        *lines,
+        f"model        {model}{known}",
+        "",
+        "next",
+        f"  wamflow trace {model}                      what it was made from",
+        "  wamflow run --set sampling.temperature=0.3   change one number; only what follows runs",
+        "  wamflow up                                   the same flow as a form, with pictures",
+    ]

@@ -1,0 +1,1 @@
+"""A stage of the miniature project: read `stage.py`."""

@@ -1,0 +1,276 @@
+"""Captioning: facts against the signals, canonical words, checks that contradict, equal bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from components import outputs, params, records
+from components.captioning import stage, words
+from components.captioning.checks import checks, contradiction
+from components.captioning.kinematics import Kinematics, gripper_states, kinematics
+from components.episodes import Episode
+from components.errors import DataError, UserError
+from components.segmentation import stage as segmentation
+from tests import made_episodes as made
+
+VALUES = params.load(Path(__file__).parents[1] / "params.yaml")
+CONFIG = params.section(VALUES, "captioning", stage.Config)
+SEGMENTATION = params.section(VALUES, "segmentation", segmentation.Config)
+TASK = "put the cup on the shelf"
+LIMITS = segmentation.Limits(**SEGMENTATION.model_dump())
+SAWYER = CONFIG.frames["metaworld"]
+
+
+def fact(**values: Any) -> Kinematics:
+    """A motion of 20 cm to the right, changed by `values`."""
+    usual = Kinematics(
+        kind="motion",
+        gripper="",
+        duration_s=1.0,
+        displacement_m={"right": 0.2, "forward": 0.0, "up": 0.0},
+        travelled_m=0.2,
+        directions=("right",),
+        moving=(),
+    )
+    return dataclasses.replace(usual, **values)
+
+
+def captioned(tmp_path: Path, episodes: list[Episode]) -> tuple[stage.Report, list[dict[str, Any]]]:
+    folder = made.folder(tmp_path / "episodes", episodes)
+    segmentation.run(folder, tmp_path / "events", config=SEGMENTATION)
+    report = stage.run(folder, tmp_path / "events", tmp_path / "captions", config=CONFIG)
+    events = records.read(tmp_path / "events/events.parquet", records.EVENTS).to_pylist()
+    path = tmp_path / "captions/captions.parquet"
+    rows = records.read(path, records.CAPTIONS).to_pylist()
+    text = {(row["event_id"], row["level"]): row for row in rows}
+    return report, [text[event["event_id"], level] for event in events for level in words.LEVELS]
+
+
+# --- words ---------------------------------------------------------------------------------------
+
+
+def test_a_pick_and_place_is_told_as_it_happened(tmp_path: Path) -> None:
+    report, rows = captioned(tmp_path, [made.pick_and_place(task=TASK)])
+    said = {level: [r["text"] for r in rows if r["level"] == level] for level in words.LEVELS}
+    assert said["task"] == [TASK] * 5
+    assert said["action"] == [
+        f"{TASK}: move down with the gripper open",
+        f"{TASK}: close the gripper",
+        f"{TASK}: move up with the gripper closed",
+        f"{TASK}: move right with the gripper closed",
+        f"{TASK}: open the gripper",
+    ]
+    assert [re.sub(".*: ", "", text) for text in said["subtask"]] == [
+        "approach",
+        "grasp",
+        "move while holding",
+        "move while holding",
+        "release",
+    ]
+    for index, moved in {0: "20 cm down", 2: "20 cm up", 3: "20 cm right"}.items():
+        assert moved in said["segment"][index]
+    assert report.flagged == 0
+    assert report.same_actions == {TASK: 1.0}
+    assert report.usual_actions == {TASK: said["action"]}
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.sampled_from(["motion", "grasp", "release", "idle"]), min_size=1, max_size=12),
+    st.integers(0, 2**80 - 1),
+    st.integers(0, 2**32 - 1),
+)
+def test_no_caption_of_ours_contradicts_what_happened(
+    kinds: list[str], number: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    place = np.cumsum(rng.normal(size=(20 * len(kinds), 3)), axis=0)
+    episode = made.arm(place, task="close the gripper's drawer. ")
+    facts = [
+        kinematics(episode, 20 * i, 20 * (i + 1), kind, state, SAWYER)
+        for i, (kind, state) in enumerate(zip(kinds, gripper_states(kinds), strict=True))
+    ]
+    ids = [f"{number + i:020x}" for i in range(len(kinds))]
+    task = words.sentence(episode.task)
+    for each, texts in zip(facts, words.captions(episode.task, facts, ids), strict=True):
+        assert set(texts) == set(words.LEVELS)
+        for level, text in texts.items():
+            assert text == words.captions(episode.task, facts, ids)[facts.index(each)][level]
+            verdict = checks(text, level, task, each, CONFIG.longest_words)
+            assert verdict == {"length": "ok", "contradiction": "ok"}, text
+
+
+def test_nothing_is_named_that_the_task_does_not_name(tmp_path: Path) -> None:
+    sets = []
+    for index, task in enumerate(("put the cup on the shelf", "open the blue door")):
+        _, rows = captioned(tmp_path / str(index), [made.pick_and_place(task=task)])
+        sets.append(
+            {w for r in rows for w in re.findall("[a-z]+", r["text"].replace(task, "").lower())}
+        )
+    assert sets[0] == sets[1]
+    assert not sets[0] & {"cup", "shelf", "door", "blue"}
+
+
+def test_wording_of_the_segment_varies_and_that_of_the_action_does_not() -> None:
+    ids = [f"{i:020x}" for i in range(8)]
+    texts = [words.captions(TASK, [fact()], [each])[0] for each in ids]
+    assert len({text["segment"] for text in texts}) == len(words.SEGMENT)
+    assert len({text["action"] for text in texts}) == 1
+    for text in texts:
+        assert "20 cm right" in text["segment"]
+        assert "1.0 s" in text["segment"]
+
+
+# --- directions ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("net_m", "directions"),
+    [
+        ((0.2, 0.0, 0.0), ("right",)),
+        ((-0.2, 0.05, 0.0), ("left",)),
+        ((0.0, 0.2, -0.15), ("forward", "down")),
+        ((-0.1, -0.1, 0.1), ("left", "back", "up")),
+        ((0.01, 0.0, 0.0), ()),  # a tenth of the episode's range or less is no direction
+    ],
+)
+def test_a_direction_is_said_where_it_dominates(
+    net_m: tuple[float, float, float], directions: tuple[str, ...]
+) -> None:
+    path = made.through([(0, 0, 0), net_m, (0.3, 0.3, 0.3)], [1.0, 1.0], 80.0)
+    found = kinematics(made.arm(path), 0, 80, "motion", "", SAWYER)
+    assert found.directions == directions
+    assert found.duration_s == pytest.approx(1.0)
+
+
+def test_going_there_and_back_is_no_direction() -> None:
+    path = made.through([(0, 0, 0), (0.3, 0, 0), (0.05, 0, 0)], [1.0, 1.0], 80.0)
+    found = kinematics(made.arm(path), 0, 161, "motion", "", SAWYER)
+    assert found.directions == ()
+    assert found.travelled_m == pytest.approx(0.55, abs=0.001)
+    assert words.action(found) == "adjust the pose"
+
+
+def test_the_frame_belongs_to_the_embodiment() -> None:
+    assert stage.frame_of("metaworld-sawyer", CONFIG) == ("right", "forward", "up")
+    assert stage.frame_of("cr5", CONFIG) == ("forward", "left", "up")  # REP 103
+
+
+def test_without_an_end_effector_joints_move() -> None:
+    path = made.through([(0, 0, 0), (0.2, 0.1, 0)], [1.0], 80.0)
+    joints = dataclasses.replace(made.arm(path), state_names=("j0", "j1", "j2", "gripper"))
+    found = kinematics(joints, 0, 81, "motion", "closed", SAWYER)
+    assert found.moving == ("j0", "j1")
+    assert words.action(found) == "move the joints with the gripper closed"
+    assert "(j0 and j1 most)" in words.segment(found, 0)
+
+
+# --- checks --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "changes", "verdict"),
+    [
+        ("it grasps the handle", {}, "closes"),
+        ("gripping and lifting", {"directions": ("up",)}, "closes"),
+        ("close the gripper", {"kind": "release"}, "closes"),
+        ("close the gripper", {"kind": "grasp"}, ""),
+        ("lets go of it", {}, "opens"),
+        ("releases the handle", {"kind": "release"}, ""),
+        ("move with the gripper open", {"gripper": "closed"}, "is open"),
+        ("move with the gripper closed", {"gripper": "closed"}, ""),
+        ("move left", {}, "went right"),
+        ("move right", {}, ""),
+        ("move up", {}, ""),  # not the opposite of anything that dominates
+        ("hold still", {}, "rests"),
+        ("hold still", {"kind": "idle", "directions": ()}, ""),
+        ("reach forward", {"kind": "idle", "directions": ()}, "moves"),
+        ("Close the drawer: move right", {}, ""),  # the task's own words
+    ],
+)
+def test_a_caption_that_contradicts_the_motion_is_flagged(
+    text: str, changes: dict[str, Any], verdict: str
+) -> None:
+    found = checks(text, "action", "close the drawer", fact(**changes), 60)
+    assert found["length"] == "ok"
+    if verdict:
+        assert verdict in found["contradiction"]
+    else:
+        assert found["contradiction"] == "ok"
+
+
+def test_the_task_does_not_speak_for_the_gripper() -> None:
+    text = "grasp the mug"
+    assert checks(text, "task", text, fact(), 60)["contradiction"] == "ok"
+    assert contradiction(text, fact()) != ""
+
+
+def test_empty_and_long_captions_are_flagged() -> None:
+    assert checks("", "action", "", fact(), 60)["length"] == "empty"
+    assert checks("go " * 61, "action", "", fact(), 60)["length"] == "61 words, over 60"
+
+
+# --- the stage -----------------------------------------------------------------------------------
+
+
+def test_the_stage_writes_equal_bytes_one_row_per_event_and_level(tmp_path: Path) -> None:
+    taken = [dataclasses.replace(made.pick_and_place(), episode_id=f"{i:020x}") for i in (2, 0, 1)]
+    report, _ = captioned(tmp_path, taken)
+    paths = (tmp_path / "episodes", tmp_path / "events", tmp_path / "again")
+    assert stage.run(*paths, config=CONFIG) == report
+    first = tmp_path / "captions/captions.parquet"
+    assert outputs.sha256(first) == outputs.sha256(tmp_path / "again/captions.parquet")
+    table = records.read(first, records.CAPTIONS)
+    assert table.schema.equals(records.CAPTIONS)
+    rows = table.to_pylist()
+    assert len({(r["event_id"], r["level"]) for r in rows}) == len(rows) == report.captions == 60
+    assert report.levels == dict.fromkeys(words.LEVELS, 15)
+    for row in rows:
+        assert row["captioner"] == "kinematics"
+        assert len(row["model_digest"]) == len(row["prompt_digest"]) == 64
+        assert json.loads(row["checks"]) == {"length": "ok", "contradiction": "ok"}
+    assert len({row["prompt_digest"] for row in rows}) == 4  # a template for each level
+    assert len({row["model_digest"] for row in rows}) == 1
+
+
+def test_events_of_other_episodes_are_refused(tmp_path: Path) -> None:
+    folder = made.folder(tmp_path / "episodes", [made.pick_and_place()])
+    segmentation.run(folder, tmp_path / "events", config=SEGMENTATION)
+    shorter = dataclasses.replace(
+        made.arm(np.zeros((40, 3))), episode_id=made.pick_and_place().episode_id
+    )
+    other = made.folder(tmp_path / "other", [shorter])
+    with pytest.raises(DataError, match="Run segmentation again"):
+        stage.run(other, tmp_path / "events", tmp_path / "captions", config=CONFIG)
+    assert not (tmp_path / "captions").exists()
+
+
+def test_wrong_frames_are_refused() -> None:
+    for frames, message in (
+        ({"metaworld": ["right", "forward", "up"]}, "lacks 'default'"),
+        ({"default": ["right", "left", "up"]}, "three different axes"),
+        ({"default": ["right", "north", "up"]}, "default"),
+    ):
+        values = VALUES["captioning"] | {"frames": frames}
+        with pytest.raises(UserError, match=message):
+            params.section({"captioning": values}, "captioning", stage.Config)
+
+
+def test_demonstrations_of_one_task_are_told_alike() -> None:
+    for task in ("drawer-open", "button-press-topdown"):
+        told = Counter[tuple[str, ...]]()
+        for episode in made.demonstrations(task, range(8)):
+            events = segmentation.event_rows(episode, segmentation.cut(episode, LIMITS))
+            rows = stage.caption_rows(episode, events, CONFIG)
+            told[tuple(r["text"] for r in rows if r["level"] == "action")] += 1
+        assert told.most_common(1)[0][1] >= 5

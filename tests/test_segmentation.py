@@ -1,0 +1,285 @@
+"""Segmentation: what must hold for any episode, known change points, and real recordings."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import struct
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from components import outputs, params, records
+from components.episodes import Episode
+from components.errors import DataError, UserError
+from components.segmentation import stage
+from components.segmentation.boundaries import Event, Limits, cut
+from components.segmentation.gripper import transitions
+from components.segmentation.partition import partition
+from tests import made_episodes as made
+
+VALUES = params.load(Path(__file__).parents[1] / "params.yaml")
+CONFIG = params.section(VALUES, "segmentation", stage.Config)
+LIMITS = Limits(**CONFIG.model_dump())
+
+
+def starts_s(episode: Episode, events: list[Event]) -> list[float]:
+    return [float(episode.timestamps_s[event.start]) for event in events[1:]]
+
+
+# --- what must hold for any episode --------------------------------------------------------------
+
+
+@st.composite
+def any_episode(draw: st.DrawFn) -> Episode:
+    """Random walks, rests, jumps of the gripper, irregular clocks, one control step or many."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    steps = draw(st.integers(1, 300))
+    place = np.cumsum(rng.normal(size=(steps, 3)) * (rng.random((steps, 1)) < 0.7), axis=0)
+    opening = np.repeat(rng.random(steps // 20 + 1), 20)[:steps]
+    command = np.sign(np.repeat(rng.normal(size=steps // 15 + 1), 15)[:steps])
+    episode = made.arm(place, opening, command)
+    gaps = rng.uniform(0.01, draw(st.sampled_from([0.02, 0.3])), steps)
+    return dataclasses.replace(episode, timestamps_s=np.cumsum(gaps) - gaps[0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_episode())
+def test_events_cover_every_episode_without_gaps_and_within_bounds(episode: Episode) -> None:
+    events = cut(episode, LIMITS)
+    assert events[0].start == 0
+    assert events[-1].end == len(episode)
+    times = episode.timestamps_s
+    for event, following in itertools.pairwise(events):
+        assert event.end == following.start
+    for event in events:
+        assert event.end > event.start
+        assert 0.0 <= event.score <= 1.0
+        lasts = times[min(event.end, len(episode) - 1)] - times[event.start]
+        if len(events) > 1:
+            assert lasts >= LIMITS.min_event_s - 1e-5
+        if event.kind != "idle" and np.diff(times).max(initial=0) < LIMITS.min_event_s:
+            assert lasts <= LIMITS.max_event_s + 1e-5
+
+
+@settings(max_examples=25, deadline=None)
+@given(any_episode(), st.sampled_from([1000.0, 0.001]))
+def test_units_do_not_matter(episode: Episode, factor: float) -> None:
+    other = dataclasses.replace(
+        episode,
+        state=episode.state * np.float32(factor),
+        action=episode.action * np.float32(factor),
+    )
+    ours, theirs = cut(episode, LIMITS), cut(other, LIMITS)
+    assert [(e.start, e.kind) for e in ours] == [(e.start, e.kind) for e in theirs]
+
+
+# --- known change points -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fps", [20.0, 80.0, 200.0])
+def test_known_change_points_are_found_at_any_rate(fps: float) -> None:
+    episode = made.pick_and_place(fps)
+    events = cut(episode, LIMITS)
+    np.testing.assert_allclose(starts_s(episode, events), [1.0, 2.0, 3.0, 4.0], atol=0.051)
+    assert [e.kind for e in events] == ["motion", "grasp", "motion", "motion", "release"]
+
+
+def test_evidence_names_the_signals_that_changed() -> None:
+    events = cut(made.pick_and_place(), LIMITS)
+    assert events[0].votes == {}
+    assert events[1].votes["gripper_command"] == 1.0
+    assert "gripper_command" not in events[3].votes
+    assert events[3].votes["direction_change"] == pytest.approx(0.5, abs=0.1)  # a right angle
+    assert events[4].votes["gripper_command"] == 1.0
+
+
+@pytest.mark.parametrize("noise_m", [0.0002, 0.001])
+def test_noise_moves_no_boundary_and_adds_none(noise_m: float) -> None:
+    quiet = made.pick_and_place()
+    for seed in range(5):
+        shaken = quiet.state.copy()
+        shaken[:, :3] += np.random.default_rng(seed).normal(0, noise_m, shaken[:, :3].shape)
+        noisy = dataclasses.replace(quiet, state=shaken)
+        found = starts_s(noisy, cut(noisy, LIMITS))
+        np.testing.assert_allclose(found, starts_s(quiet, cut(quiet, LIMITS)), atol=0.1)
+
+
+@pytest.mark.parametrize("noise_m", [0.0, 1e-4])
+def test_an_arm_at_rest_is_one_idle_event(noise_m: float) -> None:
+    place = np.random.default_rng(0).normal(0, 1, (1600, 3)) * noise_m
+    events = cut(made.arm(place), LIMITS)
+    assert [(e.start, e.end, e.kind) for e in events] == [(0, 1600, "idle")]
+
+
+def test_a_long_rest_is_an_event_of_its_own_and_a_short_one_is_not() -> None:
+    corners = [(0.0, 0.0, 0.0), (0.3, 0.0, 0.0), (0.3, 0.0, 0.0), (0.6, 0.0, 0.0)]
+    rests = {}
+    for rest_s in (0.1, 4.0):
+        episode = made.arm(made.through(corners, [2.0, rest_s, 2.0], 80.0))
+        rests[rest_s] = [e for e in cut(episode, LIMITS) if e.kind == "idle"]
+    assert rests[0.1] == []
+    (rest,) = rests[4.0]
+    assert (rest.start / 80, rest.end / 80) == pytest.approx((2.0, 6.0), abs=0.15)
+    assert rest.votes["rest"] == 1.0
+
+
+def test_steady_motion_is_cut_only_because_it_lasts_too_long() -> None:
+    short = made.arm(made.through([(0, 0, 0), (1, 0, 0)], [9.0], 20.0), fps=20.0)
+    long = made.arm(made.through([(0, 0, 0), (1, 0, 0)], [25.0], 20.0), fps=20.0)
+    assert len(cut(short, LIMITS)) == 1
+    assert len(cut(long, LIMITS)) == 3
+
+
+def test_an_angle_that_wraps_is_no_motion() -> None:
+    steps = 400
+    turning = (np.linspace(0.0, 4.0 * np.pi, steps) + np.pi) % (2 * np.pi) - np.pi
+    state = np.column_stack([turning, np.linspace(0, 0.5, steps)]).astype(np.float32)
+    episode = dataclasses.replace(
+        made.arm(np.zeros((steps, 3))), state=state, state_names=("joint_0", "joint_1")
+    )
+    assert len(cut(episode, LIMITS)) == 1
+
+
+def test_partition_finds_the_cheapest_cut_of_all() -> None:
+    rng = np.random.default_rng(3)
+    times = np.cumsum(rng.uniform(0.5, 1.5, 13))
+    place = np.cumsum(rng.normal(size=(13, 2)), axis=0)
+    steps, moved = np.diff(times), np.diff(place, axis=0)
+    energy = np.concatenate(([0.0], np.cumsum((moved**2).sum(axis=1) / steps)))
+    prices = rng.uniform(0.1, 0.6, 13)
+
+    def cost(cuts: list[int]) -> float:
+        total = sum(prices[c] for c in cuts)
+        for a, b in zip([0, *cuts], [*cuts, 12], strict=True):
+            if not 2.0 - 1e-9 <= times[b] - times[a] <= 6.0 + 1e-9:
+                return np.inf
+            mean = (place[b] - place[a]) / (times[b] - times[a])
+            strays = ((moved[a:b] / steps[a:b, None] - mean) ** 2).sum(axis=1) * steps[a:b]
+            total += strays.sum()
+        return float(total)
+
+    every = [[i + 1 for i in range(11) if number >> i & 1] for number in range(2**11)]
+    assert partition(place, energy, times, prices, 2.0, 6.0) == min(every, key=cost)
+
+
+# --- gripper -------------------------------------------------------------------------------------
+
+
+def test_the_measured_opening_says_which_command_closes() -> None:
+    episode = made.pick_and_place()
+    turned = dataclasses.replace(episode, action=-episode.action)
+    for each in (episode, turned):
+        assert [(t.frame, t.closes) for t in transitions(each)] == [(80, True), (320, False)]
+
+
+def test_a_command_alone_closes_first() -> None:
+    episode = made.pick_and_place()
+    blind = dataclasses.replace(
+        episode, state=episode.state[:, :3], state_names=episode.state_names[:3]
+    )
+    assert [t.closes for t in transitions(blind)] == [True, False]
+
+
+def test_the_name_decides_where_it_speaks() -> None:
+    steps = np.arange(200)
+    rising = (steps > 100).astype(np.float32)[:, None]
+    still = made.arm(np.zeros((200, 3)))
+    for name, closes in (("gripper_close", True), ("gripper_open", False)):
+        episode = dataclasses.replace(still, action=rising, action_names=(name,))
+        assert [t.closes for t in transitions(episode)] == [closes]
+
+
+# --- the stage -----------------------------------------------------------------------------------
+
+
+def test_the_stage_writes_equal_bytes_in_the_schema(tmp_path: Path) -> None:
+    taken = [dataclasses.replace(made.pick_and_place(), episode_id=f"{i:020x}") for i in (2, 0, 1)]
+    episodes = made.folder(tmp_path / "episodes", taken)
+    report = stage.run(episodes, tmp_path / "a", config=CONFIG)
+    assert stage.run(episodes, tmp_path / "b", config=CONFIG) == report
+    path = tmp_path / "a/events.parquet"
+    assert outputs.sha256(path) == outputs.sha256(tmp_path / "b/events.parquet")
+    table = records.read(path, records.EVENTS)
+    assert table.schema.equals(records.EVENTS)
+    rows = table.to_pylist()
+    assert len({row["event_id"] for row in rows}) == report.events == 15
+    assert [row["episode_id"][-1] for row in rows] == ["0"] * 5 + ["1"] * 5 + ["2"] * 5
+    for row in rows:
+        assert row["event_id"] == records.event_id(row["episode_id"], row["start_s"], row["end_s"])
+        assert row["start_s"] == pytest.approx(row["start_frame"] / 80)
+        assert all(0 <= value <= 1 for value in json.loads(row["evidence"]).values())
+    assert rows[4]["end_s"] == pytest.approx(4.5)
+    assert report.kinds == {"grasp": 3, "motion": 9, "release": 3}
+    assert report.episodes_with_events == {"5": 3}
+    assert report.same_kinds == {"put the cup on the shelf": 1.0}
+
+
+def test_a_damaged_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="manifest"):
+        stage.run(tmp_path / "none", tmp_path / "events", config=CONFIG)
+    assert not list(tmp_path.iterdir())
+
+
+def test_bounds_that_cannot_be_met_are_refused() -> None:
+    values = VALUES["segmentation"] | {"min_event_s": 1.0, "max_event_s": 1.5}
+    with pytest.raises(UserError, match="at least twice min_event_s"):
+        params.section({"segmentation": values}, "segmentation", stage.Config)
+    with pytest.raises(ValidationError, match="cut_price"):
+        stage.Config(**(VALUES["segmentation"] | {"cut_price": 0}))
+
+
+# --- real robots and a simulated one -------------------------------------------------------------
+
+
+def test_a_real_gripper_is_never_far_from_a_boundary() -> None:
+    episodes = made.real("cr5-banana")
+    events = transitions_seen = 0
+    for episode in episodes:
+        found = cut(episode, LIMITS)
+        grip = episode.action[:, 6]  # 0 or 1: read here without the code under test
+        turns = episode.timestamps_s[1:][np.abs(np.diff(grip)) > 0.5]
+        for turn in turns:
+            assert min(abs(turn - s) for s in starts_s(episode, found)) <= 0.25
+        events, transitions_seen = events + len(found), transitions_seen + len(turns)
+        assert [e.kind for e in found if e.kind in ("grasp", "release")] == ["grasp", "release"]
+    assert transitions_seen >= len(episodes)
+    assert events <= 3 * transitions_seen + len(episodes)
+
+
+def test_a_real_robot_that_does_not_move_is_idle() -> None:
+    for episode in made.real("so101-still"):
+        assert [e.kind for e in cut(episode, LIMITS)] == ["idle"]
+
+
+@pytest.mark.parametrize("task", ["drawer-open", "window-open", "button-press-topdown"])
+def test_demonstrations_of_one_task_are_cut_alike(task: str) -> None:
+    counts = Counter(len(cut(e, LIMITS)) for e in made.demonstrations(task, range(8)))
+    (usual, share), *_ = counts.most_common(1)
+    assert 2 <= usual <= 4
+    assert share >= 5  # where the hand starts makes one approach two for some
+
+
+# --- the picture ---------------------------------------------------------------------------------
+
+
+def test_the_picture_shows_the_episodes_asked_for(tmp_path: Path) -> None:
+    from components.segmentation.picture import draw
+
+    taken = [dataclasses.replace(made.pick_and_place(), episode_id=f"{i:020x}") for i in range(3)]
+    episodes = made.folder(tmp_path / "episodes", taken)
+    stage.run(episodes, tmp_path / "events", config=CONFIG)
+    heights = []
+    for count in (1, 3, 9):
+        draw(episodes, tmp_path / "events", tmp_path / "p.png", count)
+        png = (tmp_path / "p.png").read_bytes()
+        assert png.startswith(b"\x89PNG")
+        heights.append(struct.unpack(">I", png[20:24])[0])
+    assert heights[1] == pytest.approx(3 * heights[0], abs=3)
+    assert heights[2] == heights[1]
