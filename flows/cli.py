@@ -195,9 +195,9 @@ def _show(document: str, pretty: Any | None) -> None:
     if pretty is None:
         print(document)
         return
-    from rich.console import Console
+    from flows import lineage_tree
 
-    Console(soft_wrap=True).print(pretty)
+    lineage_tree.show(pretty)
 
 
 def _stop(*_: object) -> None:

@@ -28,6 +28,7 @@ from flows.workspace import Run
 from tests.servers import KEYS, REGION, Cluster, free_port, kubernetes_api, s3
 
 ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore:_NoneStep.value:DeprecationWarning")  # DVC's own
 
 DVC_YAML = """
 stages:

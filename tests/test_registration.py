@@ -84,9 +84,9 @@ def make_checkpoint(root: Path) -> None:
     }
     save_file(tensors, folder / "model.safetensors")
     outputs.write_json(
-        folder / "config.json", {"preset": "tiny", "embodiments": [{"name": "metaworld_sawyer"}]}
+        folder / "config.json", {"preset": "tiny", "embodiments": [{"name": "metaworld-sawyer"}]}
     )
-    outputs.write_json(folder / "normalisation.json", {"metaworld_sawyer": {"low": [0.0]}})
+    outputs.write_json(folder / "normalisation.json", {"metaworld-sawyer": {"low": [0.0]}})
     outputs.write_json(folder / "event_plans.json", {"open the door": ["reach", "pull"]})
     plan = records.read(root / "plan/plan.parquet", records.PLAN).to_pylist()
     exposure = [
@@ -223,7 +223,7 @@ def test_the_card_says_what_the_files_say(root: Path) -> None:
     assert f"- training events: {len(train)}, of which {len(train)} were drawn" in text
     assert "- draws: 500" in text
     assert "- tasks: open the door" in text
-    assert "- embodiments: metaworld_sawyer" in text
+    assert "- embodiments: metaworld-sawyer" in text
     assert "- parameters: 15 (F32)" in text
     assert "- steps: 20" in text
     assert "| door-open | 9/10 = 0.90 (0.55 to 1.00) | 0/10 = 0.00 (0.00 to 0.31) |" in text

@@ -125,7 +125,7 @@ def test_a_robot_without_a_station_is_replayed(tmp_path: Path) -> None:
     def robots(*names: str) -> None:
         outputs.write_json(tmp_path / "config.json", {"embodiments": [{"name": n} for n in names]})
 
-    robots("cr5", "metaworld_sawyer")
+    robots("cr5", "metaworld-sawyer")
     assert settings.station_for(CONFIG, tmp_path) == "metaworld"
     robots("cr5")
     assert settings.station_for(CONFIG, tmp_path) == "replay"
@@ -466,7 +466,7 @@ def test_which_commands_are_changes(name: str, change: bool) -> None:
 def worktree(tmp_path: Path) -> Path:
     folder = tmp_path / "worktree"
     checkpoint = folder / "data/checkpoint"
-    outputs.write_json(checkpoint / "config.json", {"embodiments": [{"name": "metaworld_sawyer"}]})
+    outputs.write_json(checkpoint / "config.json", {"embodiments": [{"name": "metaworld-sawyer"}]})
     (checkpoint / "model.safetensors").write_bytes(b"weights")
     values = {"trials": CONFIG.model_dump(mode="json")}
     (folder / "params.yaml").write_text(yaml.safe_dump(values))
@@ -517,7 +517,7 @@ def of_the_project(worktree: Path) -> None:
 def test_the_model_acts_on_metaworld_through_its_server(worktree: Path, tmp_path: Path) -> None:
     of_the_project(worktree)
     plans = {"close the drawer": ["move forward", "push"]}
-    untrained(worktree / "data/checkpoint", "metaworld_sawyer", ["top", "wrist"], plans)
+    untrained(worktree / "data/checkpoint", "metaworld-sawyer", ["top", "wrist"], plans)
     quick = {"trials_per_task": 1, "max_trial_s": 0.25}
     values = {"trials": {**CONFIG.model_dump(mode="json"), **quick}}
     (worktree / "params.yaml").write_text(yaml.safe_dump(values))

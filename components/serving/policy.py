@@ -42,7 +42,8 @@ class Policy:
             "max_steps": self.shape.max_steps,
             "event_plans": _json(checkpoint / "event_plans.json"),
         }
-        self._texts: dict[str, npt.NDArray[np.float32]] = {}
+        named = sorted({text for plan in self.metadata["event_plans"].values() for text in plan})
+        self._texts = dict(zip(named, embed(named), strict=True))  # so that no trial waits for it
 
     def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
         """The rest of the event that `prompt` names, from what the robot sees now.

@@ -78,7 +78,7 @@ class Truth(NamedTuple):
 class MetaworldStation:
     """One simulated Sawyer; see `station.Station`."""
 
-    embodiment = "metaworld_sawyer"
+    embodiment = "metaworld-sawyer"
     fps = 80.0
     state_names: tuple[str, ...] = ("ee_x", "ee_y", "ee_z", "gripper")  # metres; opening 0..1
     action_names: tuple[str, ...] = ("dx", "dy", "dz", "gripper")

@@ -96,7 +96,7 @@ def embodiments(checkpoint: Path) -> list[str]:
 
 def station_for(config: Config, checkpoint: Path) -> str:
     """The station of the settings where the checkpoint knows its robot, else `replay`."""
-    serves = {"metaworld": "metaworld_sawyer"}.get(config.station)
+    serves = {"metaworld": "metaworld-sawyer"}.get(config.station)
     return config.station if serves in embodiments(checkpoint) else "replay"
 
 
