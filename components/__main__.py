@@ -1,8 +1,8 @@
 """`python -m components STAGE PATH...`: the one small command line of all stages.
 
 Values come from `params.yaml` in the current folder, the report goes to `metrics/<stage>.json`. The
-exit code is the failure's class (`errors.py`); where `WAMFLOW_FAILURE` names a file, the class and the
-message are written there too, because `dvc repro` turns every failure into 255.
+exit code is the failure's class (`errors.py`); where `WAMFLOW_FAILURE` names a file, the class and
+the message are written there too, because `dvc repro` turns every failure into 255.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def run_stage(stage: str, paths: list[str]) -> None:
     module = importlib.import_module(f"components.{stage}.stage")
     wanted = [n for n in inspect.signature(module.run).parameters if n != "config"]
     if len(paths) != len(wanted):
-        raise UserError(f"{stage}: expected paths {' '.join(wanted)}; got {' '.join(paths) or 'none'}.")
+        raise UserError(
+            f"{stage}: expected paths {' '.join(wanted)}; got {' '.join(paths) or 'none'}."
+        )
     config = params.section(params.load(Path("params.yaml")), stage, module.Config)
     report = module.run(*map(Path, paths), config=config)
     if report is not None:  # ranks other than 0 have none
@@ -54,7 +56,9 @@ def main(arguments: list[str]) -> int:
     """Exit code of the stage; the message of a failure goes to standard error."""
     try:
         if not arguments:
-            raise UserError(f"usage: python -m components STAGE PATH...; stages: {', '.join(STAGES)}")
+            raise UserError(
+                f"usage: python -m components STAGE PATH...; stages: {', '.join(STAGES)}"
+            )
         run_stage(arguments[0], arguments[1:])
     except WamflowError as error:
         return failed(error)

@@ -1,13 +1,16 @@
 """Episodes as stages see them, and the reader of `data/episodes`.
 
-`data/episodes/manifest.parquet` names every episode; `data/episodes/<embodiment>/` is one LeRobot v3.0
-data set (one folder for each robot, since a LeRobot data set has one set of features). Columns are
-`observation.state`, `action` and `observation.images.<camera>`; every dimension has a name.
+`data/episodes/manifest.parquet` names every episode; `data/episodes/<embodiment>/` is one LeRobot
+v3.0 data set (one folder for each robot, since a LeRobot data set has one set of features).
+Columns are `observation.state`, `action` and `observation.images.<camera>`; every dimension has a
+name.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,6 +34,7 @@ Frames = npt.NDArray[np.uint8]
 
 GRIPPER = re.compile(r"grip|finger|claw|jaw", re.IGNORECASE)
 END_EFFECTOR = (("ee_x", "ee_y", "ee_z"), ("eef_x", "eef_y", "eef_z"), ("x", "y", "z"))
+WORTH_A_SEEK = 2  # frames whose decoding takes longer than a seek
 
 
 @dataclass(frozen=True)
@@ -39,57 +43,84 @@ class Clip:
 
     path: Path
     start_s: float  # of the episode within the file
+    end_s: float = math.inf  # what is shown from here on belongs to the next episode
 
     def frames(self, times_s: Seconds, size: tuple[int, int] | None = None) -> Frames:
         """The frames shown at `times_s` (N,) from the episode's start: uint8 (N, H, W, 3), RGB.
 
-        The nearest frame by presentation time; only the needed groups of pictures are decoded.
-        `size` is (height, width). DataError when the file is no readable video.
+        The nearest frame by presentation time, the earlier of two as near; far from a wanted time
+        nothing is decoded. `size` is (height, width). DataError when the file is no readable video.
         """
         wanted = np.asarray(times_s, dtype=np.float64) + self.start_s
         order = np.argsort(wanted, kind="stable")
-        picked: list[Frames | None] = [None] * len(wanted)
         try:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
                 stream.codec_context.thread_count = 1
-                _pick(container, stream, wanted, order, picked, size)
-        except (av.FFmpegError, IndexError) as error:
+                height, width = size or (stream.codec_context.height, stream.codec_context.width)
+                images = np.empty((len(wanted), height, width, 3), np.uint8)
+                shown = _nearest(container, stream, wanted[order], self.end_s)
+                for index, frame in zip(order, shown, strict=True):
+                    images[index] = _rgb(frame, height, width)
+        except (av.FFmpegError, IndexError, ValueError) as error:
             raise DataError(f"{self.path}: not a readable video: {error}") from error
-        if any(frame is None for frame in picked):
-            raise DataError(f"{self.path}: no frame could be decoded at {self.start_s:.3f} s.")
-        return np.stack([frame for frame in picked if frame is not None])
+        return images
 
 
-def _pick(
-    container: Any,
-    stream: Any,
-    wanted: Seconds,
-    order: npt.NDArray[np.intp],
-    picked: list[Frames | None],
-    size: tuple[int, int] | None,
-) -> None:
-    """Walk once through the wanted times in order; seek only where the next one lies far ahead."""
-    base = float(stream.time_base)
-    container.seek(max(int((wanted[order[0]]) / base), 0), stream=stream, backward=True)
-    previous, previous_s = None, -np.inf
-    position = 0
-    for frame in container.decode(stream):
-        now_s = float(frame.pts) * base
-        while position < len(order) and wanted[order[position]] <= now_s:
-            want = wanted[order[position]]
-            nearer = previous is not None and want - previous_s <= now_s - want
-            picked[order[position]] = _rgb(previous if nearer else frame, size)
-            position += 1
-        if position == len(order):
-            return
-        previous, previous_s = frame, now_s
-    for index in order[position:]:  # past the last frame: hold it
-        picked[index] = _rgb(previous, size) if previous is not None else None
+def _nearest(container: Any, stream: Any, wanted: Seconds, end_s: float) -> Iterator[Any]:
+    """One frame for each time (N,), ascending seconds of the file; only ever walks forward."""
+    base, end = float(stream.time_base), end_s / float(stream.time_base) - 0.5
+    before = after = decoded = None
+    for want in np.minimum(wanted / base, end):
+        if decoded is None or (after is not None and _is_far(stream, after.pts, want)):
+            decoded = _decoded(container, stream, int(want + 1e-3), end)
+            before, after = None, next(decoded, None)
+        while after is not None and after.pts < want:
+            before, after = after, next(decoded, None)
+        if before is None and after is None:
+            raise ValueError(f"no frame could be decoded at {want * base:.3f} s")
+        if after is None or (before is not None and want - before.pts <= after.pts - want):
+            yield before
+        else:
+            yield after
 
 
-def _rgb(frame: Any, size: tuple[int, int] | None) -> Frames:
-    height, width = size or (frame.height, frame.width)
+def _is_far(stream: Any, now: int, want: float) -> bool:
+    """Whether enough frames lie between tick `now` and the key frame that `want` needs."""
+    index = stream.index_entries
+    here = index.search_timestamp(now, any_frame=True)
+    return want > now and bool(index.search_timestamp(int(want)) - here > WORTH_A_SEEK)
+
+
+def _decoded(container: Any, stream: Any, ticks: int, end: float) -> Iterator[Any]:
+    """Frames before tick `end` in the order they are shown, the first one not after `ticks`."""
+    for packet in _packets(container, stream, ticks):
+        for frame in packet.decode():
+            if frame.pts is None:
+                raise ValueError("a frame without presentation time")
+            if frame.pts >= end:
+                return
+            yield frame
+
+
+def _packets(container: Any, stream: Any, ticks: int) -> Iterator[Any]:
+    """Packets from the last key frame shown at or before `ticks`, or from the first of the file.
+
+    A file is sought by decoding times, and a key frame may be decoded before `ticks` and shown
+    after it; then an earlier one is taken.
+    """
+    target = max(ticks, 0)
+    while True:
+        container.seek(target, stream=stream, backward=True)
+        packets = container.demux(stream)
+        first = next(packets)
+        earlier = max((first.dts or 0) - 1, 0)
+        if first.pts is None or first.pts <= ticks or earlier >= target:
+            return itertools.chain([first], packets)
+        target = earlier
+
+
+def _rgb(frame: Any, height: int, width: int) -> Frames:
     image: Frames = frame.reformat(width, height, format="rgb24", interpolation="AREA").to_ndarray()
     return image
 
@@ -119,7 +150,7 @@ class Episode:
 
     @cached_property
     def gripper(self) -> Float | None:
-        """Measured gripper (T, G): every state dimension named like one; None where there is none."""
+        """Measured gripper (T, G): every state dimension named like one; None where none."""
         return _columns(self.state, self.state_names, GRIPPER)
 
     @cached_property
@@ -211,6 +242,7 @@ class _LeRobot:
                     file_index=row[f"videos/{key}/file_index"],
                 ),
                 row[f"videos/{key}/from_timestamp"],
+                row[f"videos/{key}/to_timestamp"],
             )
             for key in self.cameras
             if row.get(f"videos/{key}/file_index") is not None

@@ -1,4 +1,4 @@
-"""Failures by what to do about them: the type says whether a retry can help, the code says it to a shell.
+"""Failures by what to do about them: the type says whether a retry helps, the code tells a shell.
 
 Every message names where, what was expected, what was got, and what to do.
 """

@@ -35,7 +35,7 @@ class Recording:
     state: npt.NDArray[np.float32]  # (T, S)
     action: npt.NDArray[np.float32]  # (T, A)
     videos: dict[str, Path] = field(default_factory=dict)  # feature name -> file, kept as it is
-    spans: dict[str, Span] = field(default_factory=dict)  # feature name -> packets to append
+    spans: dict[str, Span] = field(default_factory=dict)  # feature name -> a picture a row
 
 
 def write(
@@ -147,8 +147,9 @@ class Writer:
         for key in sorted({*recording.videos, *recording.spans}):
             joiner = self._joiners.setdefault(key, self._joiner(key))
             if key in recording.spans:
-                source = recording.spans[key].path
-                file, start_s, end_s = joiner.append(recording.spans[key])
+                span, rows_s = recording.spans[key], recording.timestamps_s
+                source = span.path
+                file, start_s, end_s = joiner.append(span, rows_s)
             else:
                 source = recording.videos[key]
                 file, start_s, end_s = joiner.keep(source, len(recording.timestamps_s) / self.fps)

@@ -10,7 +10,9 @@ import numpy.typing as npt
 from components.episodes import Episode
 
 Float = npt.NDArray[np.float32]
-LIMIT = 1.5  # a normalised value further out is clipped: it is an outlier of the 1 % and 99 % quantiles
+LIMIT = (
+    1.5  # a normalised value further out is clipped: it is an outlier of the 1 % and 99 % quantiles
+)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def quantiles(episodes: list[Episode]) -> dict[str, Normalisation]:
 
 
 def _range(values: Float) -> tuple[Float, Float]:
-    """Quantiles (1 %, 99 %); a dimension that hardly moves keeps a span, so that nothing explodes."""
+    """Quantiles (1 %, 99 %); a dimension that hardly moves keeps a span."""
     low, high = np.quantile(values.astype(np.float64), [0.01, 0.99], axis=0)
     still = high - low < 1e-6
     low, high = np.where(still, low - 1, low), np.where(still, high + 1, high)
@@ -78,4 +80,5 @@ def _range(values: Float) -> tuple[Float, Float]:
 
 def _normalised(values: Float, q01: Float, q99: Float) -> Float:
     scaled = 2 * (values - q01) / (q99 - q01) - 1
-    return np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)
+    clipped: Float = np.clip(scaled, -LIMIT, LIMIT).astype(np.float32)
+    return clipped

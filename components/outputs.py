@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +19,7 @@ from components.errors import OutOfSpaceError
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
-    """Yield an empty sibling folder and rename it to `target` at the end; on any error leave nothing.
+    """Yield an empty sibling folder and rename it to `target` at the end; leave nothing on errors.
 
     A sibling left by a killed run is removed first. The rename is atomic, so a reader sees the old
     folder, or none, or the whole new one. OutOfSpaceError when the disk is full.
@@ -51,7 +50,7 @@ def write_json(path: Path, value: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     partial.write_text(json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(partial, path)
+    partial.replace(path)
 
 
 def write_table(path: Path, table: pa.Table) -> None:

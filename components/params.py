@@ -1,4 +1,4 @@
-"""`params.yaml`: one section per stage, read into that stage's Config; every wrong key is named at once."""
+"""`params.yaml`: one section per stage, read into its Config; every wrong key is named."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ def section(values: dict[str, Any], stage: str, config: type[C], where: str = "p
         return config.model_validate(values[stage])
     except ValidationError as error:
         lines = [
-            f"  {stage}.{'.'.join(str(part) for part in e['loc'])}: {e['msg']}"
-            f" (got {e['input']!r})" * (e["type"] != "missing")
+            f"  {stage}.{'.'.join(str(part) for part in e['loc'])}: {e['msg']} (got {e['input']!r})"
+            * (e["type"] != "missing")
             or f"  {stage}.{'.'.join(str(part) for part in e['loc'])}: missing"
             for e in error.errors()
         ]
         raise UserError(
-            f"{where}: {len(lines)} wrong value(s); correct them and run again:\n" + "\n".join(lines)
+            f"{where}: {len(lines)} wrong value(s); correct them and run again:\n"
+            + "\n".join(lines)
         ) from None

@@ -1,4 +1,4 @@
-"""Rows that cross stage borders, their Parquet schemas and their ids. Column names are fixed (design)."""
+"""Rows that cross stage borders: Parquet schemas and ids. These column names are fixed (design)."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ TRIALS = pa.schema(
 
 
 def event_id(episode_id: str, start_s: float, end_s: float) -> str:
-    """An event is named by (episode id, start, end), microsecond resolution; 20 hexadecimal digits."""
+    """An event is named by (episode id, start, end), to the microsecond; 20 hexadecimal digits."""
     return hashlib.sha256(f"{episode_id}:{start_s:.6f}:{end_s:.6f}".encode()).hexdigest()[:20]
 
 
@@ -111,7 +111,7 @@ def write(path: Path, rows: list[dict[str, object]], schema: pa.Schema, sort_by:
 
 
 def read(path: Path, schema: pa.Schema) -> pa.Table:
-    """A table that has at least the schema's columns. DataError names the file and what is missing."""
+    """A table that has at least the schema's columns. DataError names what is missing."""
     if not path.is_file():
         raise DataError(f"{path}: no such file; run the stage that writes it.")
     try:

@@ -1,4 +1,4 @@
-"""The run's `report/` folder: what carries a clock or a run's name, and so can be no stage output."""
+"""The run's `report/` folder: what carries a clock, and so can be no stage output."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ imported inside the functions, so that a command line that needs no graph stays 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import chdir, contextmanager
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def _in_order(repo: Any) -> list[Any]:
 
     for stage in repo.index.stages:
         visit(stage)
-    return [stage for stage in order if stage.cmd]
+    own = str(Path(repo.root_dir) / "dvc.yaml")  # another folder's pipeline is another project's
+    return [stage for stage in order if stage.cmd and stage.path == own]
 
 
 def _stage(stage: Any) -> Stage:
@@ -137,6 +139,7 @@ def _repo(project: Path) -> Iterator[Any]:
     from dvc.exceptions import NotDvcRepoError
     from dvc.repo import Repo
 
+    logging.getLogger("dvc").setLevel(logging.WARNING)  # its hints are for those who type
     with chdir(project):
         try:
             repo = Repo(str(project))

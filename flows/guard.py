@@ -1,11 +1,11 @@
 """Keeps one command, and everything it started, from outliving whoever asked for it.
 
-Run by path with `python -I guard.py LIFE_FD GRACE_S ORPHAN_GRACE_S COMMAND...`; standard library
+Run by path with `python -I guard.py LIFE_FD GRACE_S ORPHAN_GRACE_S WHO COMMAND...`; standard library
 only, so that it starts at once and belongs to no worktree. `LIFE_FD` is the reading end of a pipe
 whose other end the caller holds: its end of file means that the caller is gone, however it died.
 
-- SIGTERM or SIGINT: the working process below `dvc repro` (not DVC itself, which would abandon it)
-  gets SIGTERM and `GRACE_S` seconds to save; what is left after that is killed.
+- SIGTERM or SIGINT: SIGTERM goes to `WHO`, and after `GRACE_S` seconds what is left is killed. WHO is
+  `work`, what the command started (`dvc repro` itself would abandon its stage), or `both`.
 - The caller is gone: the same, with `ORPHAN_GRACE_S`.
 - The command has ended: what it left behind (torchrun's workers have their own sessions) is ended.
 
@@ -31,13 +31,13 @@ LEFTOVER_GRACE_S = 5.0
 SHELLS = ("sh", "bash", "dash", "zsh", "fish")
 
 
-def main(life: int, grace_s: float, orphan_grace_s: float, command: list[str]) -> int:
+def main(life: int, grace_s: float, orphan_grace_s: float, who: str, command: list[str]) -> int:
     """Exit code of the command; 128 + n when signal n ended it."""
     wake = _wake_on_signals()
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
-    locks = tuple(int(fd) for fd in os.environ.get("WAMFLOW_KEEP_FDS", "").split() if fd)
+    locks = tuple(map(int, os.environ.get("WAMFLOW_KEEP_FDS", "").split()))
     child = subprocess.Popen(command, preexec_fn=_die_with_parent, pass_fds=locks)  # noqa: PLW1509
-    code, deadline = None, float("inf")
+    code, deadline, asked = None, float("inf"), set[int]()
     watched = [life, wake]
     while code is None and time.monotonic() < deadline:
         left_s = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
@@ -46,16 +46,12 @@ def main(life: int, grace_s: float, orphan_grace_s: float, command: list[str]) -
         gone = life in ready
         if gone:
             watched.remove(life)  # its end of file would be ready for ever
-        if gone or any(s in heard for s in (signal.SIGTERM, signal.SIGINT)):
-            _stop_work(child.pid)
-            limit_s = orphan_grace_s if gone else grace_s
-            deadline = min(deadline, time.monotonic() + limit_s)
+        if gone or signal.SIGTERM in heard or signal.SIGINT in heard:
+            asked |= _stop(child.pid, who, asked)
+            deadline = min(deadline, time.monotonic() + (orphan_grace_s if gone else grace_s))
         code = _reap(child.pid)
-    if code is None:
-        _signal_all(signal.SIGKILL)
-        code = 128 + signal.SIGKILL
-    _end_leftovers()
-    return code
+    _end_leftovers(asked, min(deadline, time.monotonic() + LEFTOVER_GRACE_S))
+    return 128 + signal.SIGKILL if code is None else code
 
 
 def _wake_on_signals() -> int:
@@ -95,32 +91,33 @@ def _reap(child: int) -> int | None:
             code = ended if ended >= 0 else 128 - ended
 
 
-def _stop_work(command: int) -> None:
-    """SIGTERM to what the command started, looking through shells; to the command if alone."""
+def _stop(command: int, who: str, asked: set[int]) -> set[int]:
+    """SIGTERM to what the command started, looking through shells, and to itself if `both`."""
     tree = _children()
     work = tree.get(command, [])
     while work and all(_name(pid) in SHELLS for pid in work):
-        work = [pid for shell in work for pid in tree.get(shell, [])] or work
-        if all(not tree.get(pid) for pid in work):
+        below = [pid for shell in work for pid in tree.get(shell, [])]
+        if not below:
             break
-    for pid in work or [command]:
+        work = below
+    told = {*work, command} if who == "both" or not work else {*work}
+    for pid in told - asked:
         send(pid, signal.SIGTERM)
+    return told
 
 
-def _end_leftovers() -> None:
-    """SIGTERM, some seconds, SIGKILL, until this process has no descendants."""
-    _signal_all(signal.SIGTERM)
-    deadline = time.monotonic() + LEFTOVER_GRACE_S
-    while _below(os.getpid()):
+def _end_leftovers(asked: set[int], deadline: float) -> None:
+    """SIGTERM to children that had none yet; at the deadline, SIGKILL to all that is left."""
+    while below := _below(os.getpid()):
         if time.monotonic() > deadline:
-            _signal_all(signal.SIGKILL)
+            for pid in below:
+                send(pid, signal.SIGKILL)
+        for pid in _children().get(os.getpid(), []):
+            if pid not in asked:
+                send(pid, signal.SIGTERM)
+                asked.add(pid)
         _reap(0)
         time.sleep(0.02)
-
-
-def _signal_all(number: signal.Signals) -> None:
-    for pid in _below(os.getpid()):
-        send(pid, number)
 
 
 def send(pid: int, number: signal.Signals) -> None:
@@ -176,4 +173,5 @@ def _name(pid: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3]), sys.argv[4:]))
+    life, grace, orphan_grace, told, *wanted = sys.argv[1:]
+    sys.exit(main(int(life), float(grace), float(orphan_grace), told, wanted))

@@ -232,7 +232,7 @@ def _configured() -> Any:
     except (config.ConfigException, OSError) as error:
         raise UserError(
             f"kubernetes: no cluster is configured ({error}); expected a kubeconfig or a pod's "
-            "account. Set KUBECONFIG, or run with WAMFLOW_RUNNER=local."
+            "account. Set KUBECONFIG, or choose the runner `local`."
         ) from error
     return client.ApiClient()
 

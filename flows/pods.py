@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from components.errors import UserError
+from components.errors import StoppedError, UserError
 from flows import exchange
 from flows.failures import LostError
 from flows.graph import Stage
@@ -62,7 +62,8 @@ def run_stage(
 ) -> None:
     """Return when outputs and `dvc.lock` are in the worktree; raise the failure's class if not.
 
-    Ctrl-C deletes the Job. A flow that dies leaves it: the next one attaches.
+    A flow that is stopped deletes the Job, so that its pods save and end; a flow that dies leaves
+    it, and the next one attaches.
     """
     settings = settings or Settings.of(os.environ)
     jobs = jobs or Jobs(settings.namespace, say=log)
@@ -78,8 +79,9 @@ def run_stage(
     jobs.submit(job, service)
     try:
         jobs.watch(name)
-    except KeyboardInterrupt:
-        jobs.cancel(name)
+    except (KeyboardInterrupt, StoppedError):
+        if jobs.state(name).phase in ("queued", "running"):  # it was this side that was stopped
+            jobs.cancel(name)
         raise
     if not exchange.restore(run.worktree, stage.name):
         raise LostError(f"job {name}: succeeded, but its result is not on {settings.remote}.")

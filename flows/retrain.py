@@ -58,7 +58,7 @@ def build(project: Path) -> Flow[Any, dict[str, Any]]:
 
     retrain.__signature__ = _signature(form)  # type: ignore[attr-defined]
     retrain.__doc__ = _described(form)
-    retrain.__module__ = __name__
+    retrain.__module__, retrain.__qualname__ = __name__, "retrain"  # as a deployment finds it
     return flow(name="retrain", flow_run_name=_run_name, validate_parameters=True)(retrain)
 
 

@@ -31,7 +31,7 @@ def local(stage: Stage, run: Run, *, attempt: int, log: Callable[[str], None]) -
 
 
 def choose(stage: Stage, setting: Setting) -> Runner:
-    """Placement: with `kubernetes`, stages whose pod is `gpu` or `train` go there; the rest stays."""
+    """With `kubernetes`, stages whose pod is `gpu` or `train` go there; all others stay here."""
     if setting == "kubernetes" and stage.pod != "cpu":
         return kubernetes
     return local

@@ -22,7 +22,9 @@ from flows import guard, locks
 
 HOST = "127.0.0.1"
 START_S = 120.0  # a first start makes the database
-STOP_S = "5"
+STOP_S = 5.0
+SERVING_STOP_S = 75.0  # longer than a stage has to save
+ORPHAN_STOP_S = 15.0
 
 
 def environment(shared: Path) -> None:
@@ -60,7 +62,7 @@ def reached(shared: Path) -> Iterator[str]:
 
 
 def _send_the_rest() -> None:
-    """Logs and events that this process still holds; after the server's end it would try in vain."""
+    """Logs and events that this process still holds; once the server is gone it is too late."""
     if "prefect.logging.handlers" in sys.modules:
         from prefect.events.worker import EventsWorker
         from prefect.logging.handlers import APILogWorker
@@ -88,14 +90,15 @@ def announced(shared: Path, port: int) -> Iterator[str]:
 
 @contextmanager
 def guarded(
-    command: list[str], env: dict[str, str], log: Path | None
+    command: list[str], env: dict[str, str], log: Path | None, grace_s: float
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with this one; its output goes to `log`, or to where ours goes."""
     life, ours = os.pipe()
+    limits = [str(life), str(grace_s), str(min(grace_s, ORPHAN_STOP_S)), "both"]
     out = log.open("wb") if log else None
     try:
         process = subprocess.Popen(
-            [sys.executable, "-I", guard.__file__, str(life), STOP_S, STOP_S, *command],
+            [sys.executable, "-I", guard.__file__, *limits, *command],
             env=env,
             stdin=subprocess.DEVNULL,
             stdout=out,
@@ -157,7 +160,7 @@ def _started(shared: Path, database: Path, port: int, *, services: bool) -> Iter
     log = database.with_suffix(".log")
     flags = [] if services else ["--no-scheduler", "--no-late-runs", "--no-ui"]
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST]
-    with guarded([*command, "--port", str(port), *flags], env, log) as process:
+    with guarded([*command, "--port", str(port), *flags], env, log, STOP_S) as process:
         deadline = time.monotonic() + START_S
         while not _healthy(url):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -198,7 +201,7 @@ def serve(project: Path, shared: Path, port: int) -> None:
     with announced(shared, port) as url:
         env = os.environ | {"PREFECT_API_URL": url}
         command = [sys.executable, "-m", "flows.serving"]
-        with guarded(command, env, None) as process:
+        with guarded(command, env, None, SERVING_STOP_S) as process:
             print(f"Prefect is up: {url.removesuffix('/api')}  (Ctrl-C ends it)", flush=True)
             code = process.wait()
     if code:

@@ -50,7 +50,7 @@ def _remote(address: str) -> list[dict[str, Any]]:
     """Objects of a bucket with their version ids."""
     from components import store
 
-    return sorted(store.list_objects(address), key=lambda o: o["path"])
+    return sorted((dict(o) for o in store.list_objects(address)), key=lambda o: str(o["path"]))
 
 
 def _local(folder: Path, known: sqlite3.Connection) -> Iterator[dict[str, Any]]:

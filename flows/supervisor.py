@@ -108,7 +108,7 @@ def _guarded(
 ) -> int:
     """Exit code of the command; an exception here (a signal, Ctrl-C) first stops it."""
     life, ours = os.pipe()  # the guard sees its end of file when this process is gone
-    limits = [str(life), str(GRACE_S), str(ORPHAN_GRACE_S)]
+    limits = [str(life), str(GRACE_S), str(ORPHAN_GRACE_S), "work"]
     try:
         with log_file.open("a") as out, log_file.open(errors="replace") as reading:
             reading.seek(0, os.SEEK_END)

@@ -31,7 +31,7 @@ def form(project: Path) -> dict[str, BaseModel | dict[str, Any]]:
     """
     values = params.load(project / "params.yaml")
     return {
-        name: _with_defaults(params.section(values, name, config)) if config else dict(section)
+        name: _filled(name, params.section(values, name, config)) if config else dict(section)
         for name, section in values.items()
         for config in [_config(name)]
     }
@@ -48,14 +48,14 @@ def _config(stage: str) -> type[BaseModel] | None:
     return None
 
 
-def _with_defaults(values: BaseModel) -> BaseModel:
-    """The same values in a model whose fields have them as defaults."""
+def _filled(section: str, values: BaseModel) -> BaseModel:
+    """The same values in a model, named as the section, whose fields have them as defaults."""
     fields: dict[str, Any] = {}
     for name, field in type(values).model_fields.items():
         shown = copy.copy(field)
         shown.default = getattr(values, name)
         fields[name] = (field.annotation, shown)
-    filled = create_model(type(values).__name__, __base__=type(values), **fields)
+    filled = create_model(section.capitalize(), __base__=type(values), **fields)
     return filled()
 
 

@@ -1,8 +1,8 @@
 """The action tower: a DiT of the video tower's depth; block i reads the features of video block i.
 
 One way only: video never reads actions (WALL-WM, section Model). Actions are denoised in patches of
-some control steps; a time code in seconds puts robots of different rates on one axis. A head tells how
-many seconds of the event are left, so that the model itself says where execution ends.
+some control steps; a time code in seconds puts robots of different rates on one axis. A head tells
+how many seconds of the event are left, so that the model itself says where execution ends.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class ActionBlock(nn.Module):
         x = x + g1 * within.unflatten(0, (b, s))
         views = self.views(modulate(x, s2, c2).flatten(1, 2), video, video_mask)
         x = x + g2 * views.unflatten(1, (s, n))
-        return x + g3 * self.feed(modulate(x, s3, c3))
+        x = x + g3 * self.feed(modulate(x, s3, c3))
+        return x
 
 
 class ActionTower(nn.Module):
@@ -66,7 +67,7 @@ class ActionTower(nn.Module):
         self, noisy: Tensor, sigma: Tensor, step_mask: Tensor, step_s: Tensor, state: Tensor,
         text: Tensor, video: list[Tensor], video_mask: Tensor,
     ) -> Tensor:  # fmt: skip
-        """noisy (B, S, T, A) and sigma (B, S): S noise draws for each event; the rest once an event:
+        """noisy (B, S, T, A) and sigma (B, S): S noise draws an event; the rest once an event:
         step_mask (B, T), step_s (B,), state, text, video one (B, M, C) a block. -> (B, S, T, A).
         """
         b, s, t, a = noisy.shape
@@ -84,7 +85,7 @@ class ActionTower(nn.Module):
     def log_seconds_left(
         self, state: Tensor, text: Tensor, video: Tensor, video_mask: Tensor
     ) -> Tensor:
-        """(B,) natural logarithm of the seconds to the event's end, before any action is denoised."""
+        """(B,) logarithm of the seconds to the event's end, before any action is denoised."""
         query = self.left_query + (self.state(state) + self.text(text))[:, None]
         read = query + self.left_views(query, video, video_mask)
         out: Tensor = self.left_head(read)[:, 0, 0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries (B, N, D) to context (B, M, C); no bias, RMS-normalised Q and K."""
+    """Multi-head attention of (B, N, D) to context (B, M, C); no bias, Q and K RMS-normalised."""
 
     def __init__(self, width: int, heads: int, context_width: int | None = None) -> None:
         super().__init__()
@@ -24,7 +24,9 @@ class Attention(nn.Module):
         self.query_norm = nn.RMSNorm(width // heads, eps=1e-6)
         self.key_norm = nn.RMSNorm(width // heads, eps=1e-6)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         """`mask` is (B, M) bool, False for context that must not be read."""
         context = x if context is None else context
         q, k, v = (

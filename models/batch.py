@@ -1,7 +1,7 @@
 """The one typed batch at the model's border.
 
-Letters: B batch, V views (cameras), F future frames, K key-frame pixels a side, L future-frame pixels a
-side, S state width, A action width, T action steps (padded), E width of a text feature.
+Letters: B batch, V views (cameras), F future frames, K key-frame pixels a side, L future-frame
+pixels a side, S state width, A action width, T action steps (padded), E width of a text feature.
 """
 
 from __future__ import annotations

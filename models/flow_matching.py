@@ -1,4 +1,4 @@
-"""Rectified flow (Lipman et al. 2023; the convention of Wan): x_s = (1 - s) x_0 + s e, v = e - x_0."""
+"""Rectified flow (Lipman et al. 2023), as in Wan: x_s = (1 - s) x_0 + s e, v = e - x_0."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
 
-def euler(
-    predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int
-) -> Tensor:
+def euler(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor, steps: int) -> Tensor:
     """Integrate from noise (sigma 1) to data (sigma 0) in `steps` equal Euler steps.
 
     `predict(x, sigma)` gives the velocity for x (B, ...) at sigma (B,).

@@ -1,6 +1,7 @@
 """Muon (Jordan et al. 2024): momentum, orthogonalised by Newton-Schulz, for hidden matrices.
 
-Step size matched to AdamW's RMS (Liu et al. 2025, "Muon is scalable"): update = 0.2 sqrt(max(m, n)) O.
+Step size matched to AdamW's RMS (Liu et al. 2025, "Muon is scalable"): update = 0.2 sqrt(max(m,
+n)) O.
 Embeddings, heads, norms, biases, patch and time projections go to AdamW.
 """
 
@@ -23,7 +24,8 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 def split(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
     """(for Muon, for AdamW) by name."""
-    muon, adamw = {}, {}
+    muon: dict[str, nn.Parameter] = {}
+    adamw: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         (muon if is_hidden_matrix(name, parameter) else adamw)[name] = parameter
     return muon, adamw
@@ -55,7 +57,7 @@ class Muon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of all matrices that have a gradient."""
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)

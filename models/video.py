@@ -1,9 +1,9 @@
 """The video tower: from clean key frames and noisy future frames to the velocity of the future.
 
 A small relative of Wan's DiT (WALL-WM, section Model): within-view space-time attention, cross-view
-attention whose output starts at zero, AdaLN conditioned on noise level and caption. Key-frame tokens carry noise level
-0, future tokens the drawn one (as Wan2.2-TI2V does for its first frame). The codec is fixed and
-honest: a picture's patches, flattened (space to depth).
+attention whose output starts at zero, AdaLN conditioned on noise level and caption. Key-frame
+tokens carry noise level 0, future tokens the drawn one (as Wan2.2-TI2V does for its first frame).
+The codec is fixed and honest: a picture's patches, flattened (space to depth).
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def patches(pictures: Tensor, size: int) -> Tensor:
     """(..., 3, H, W) -> (..., H/size * W/size, 3 * size * size)."""
     folded = pictures.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))  # ..., 3, h, s, w, s
     grid = folded.movedim((-4, -2, -5, -3, -1), (-5, -4, -3, -2, -1))  # ..., h, w, 3, s, s
-    return grid.flatten(-3).flatten(-3, -2)
+    flat: Tensor = grid.flatten(-3).flatten(-3, -2)
+    return flat
 
 
 class VideoBlock(nn.Module):
@@ -42,11 +43,12 @@ class VideoBlock(nn.Module):
         mask = view_mask[:, :, None].expand(b, v, n).flatten(1)
         across = self.across(modulate(x, s2, c2).flatten(1, 2), mask=mask)
         x = x + g2 * across.unflatten(1, (v, n))
-        return x + g3 * self.feed(modulate(x, s3, c3))
+        x = x + g3 * self.feed(modulate(x, s3, c3))
+        return x
 
 
 class Levels(NamedTuple):
-    """Conditions of the two noise levels in one sequence: clean key tokens first, then the future."""
+    """Conditions of the two noise levels of a sequence: clean key tokens, then the future."""
 
     conditions: Tensor  # (B, 2, D): of the key frames, of the future
     keys: int  # tokens of a view's key frame

@@ -1,4 +1,4 @@
-"""The World Action Model p(V_e, a_e | V_0, s, c_e): losses for training, event generation for acting.
+"""The World Action Model p(V_e, a_e | V_0, s, c_e): losses to train, events to act.
 
 WALL-WM (arXiv 2606.01955), event mode, coupled towers. Read `batch.py` for the shapes.
 """
@@ -77,12 +77,14 @@ class WorldActionModel(nn.Module):
         )  # fmt: skip
 
     def losses(self, batch: Batch, random: torch.Generator) -> Losses:
-        """Flow-matching losses of both towers and the loss of the time left, from one noise draw."""
-        b, v = batch.view_mask.shape
+        """Flow-matching losses of both towers and the loss of the time left."""
+        b, _v = batch.view_mask.shape
         future = patches(batch.future, self.shape.future_patch_px)
         noise = torch.randn(future.shape, generator=random)
         sigma = torch.rand(b, generator=random)
-        sigma = torch.where(torch.rand(b, generator=random) < self.shape.anchor_probability, 1.0, sigma)
+        sigma = torch.where(
+            torch.rand(b, generator=random) < self.shape.anchor_probability, 1.0, sigma
+        )
         predicted, features = self.video(
             batch.keyframes, add_noise(future, noise, sigma), sigma, batch.text, batch.view_mask
         )
@@ -127,9 +129,7 @@ class WorldActionModel(nn.Module):
             b, v, self.shape.future_frames, size**2, 3 * self.shape.future_patch_px**2,
             generator=random,
         )  # fmt: skip
-        _, features = self.video(
-            batch.keyframes, noise, torch.ones(b), batch.text, batch.view_mask
-        )
+        _, features = self.video(batch.keyframes, noise, torch.ones(b), batch.text, batch.view_mask)
         mask = self._feature_mask(batch, features[0])
         seconds = self.action.log_seconds_left(batch.state, batch.text, features[-1], mask).exp()
         length = (seconds / batch.step_s).round().clamp(1, self.shape.max_steps).long()
@@ -139,7 +139,13 @@ class WorldActionModel(nn.Module):
         start = torch.randn(b, steps, self.shape.action_width, generator=random)
         actions = euler(
             lambda x, sigma: self.action(
-                x[:, None], sigma[:, None], inside, batch.step_s, batch.state, batch.text, features,
+                x[:, None],
+                sigma[:, None],
+                inside,
+                batch.step_s,
+                batch.state,
+                batch.text,
+                features,
                 mask,
             )[:, 0],
             start,

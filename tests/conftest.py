@@ -111,7 +111,7 @@ def wamflow(
     env |= {"WAMFLOW_RETRY_S": "0.1", "PYTHONWARNINGS": "default", **settings}
     if api:
         env["PREFECT_API_URL"] = api
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", *arguments],
         cwd=project,
         env=env,
@@ -119,3 +119,18 @@ def wamflow(
         stderr=subprocess.PIPE,
         text=True,
     )
+    _started.append(process)
+    return process
+
+
+_started: list[subprocess.Popen[str]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_process_left() -> Iterator[None]:
+    """A test that fails leaves none of the processes that it started."""
+    yield
+    for process in _started:
+        process.kill()
+        process.communicate()
+    _started.clear()

@@ -217,12 +217,34 @@ def first_picture(folder: Path, camera: str, source_uri: str) -> np.ndarray:
     raise AssertionError("no such picture")
 
 
-def test_packets_of_a_real_av1_recording_are_copied_unchanged(tmp_path: Path) -> None:
+def test_a_real_recording_on_an_irregular_clock_keeps_row_and_picture_together(
+    tmp_path: Path,
+) -> None:
+    """Rows on a real clock, AV1 on an exact grid, up to 2.14 s apart: picture k is row k's."""
     folder = shared("cr5-banana")
-    ingest(tmp_path, folder)
-    joined = tmp_path / "episodes/cr5/videos/observation.images.top/chunk-000/file-000.mp4"
+    report = ingest(tmp_path / "a", folder)
+    assert any("disagree by up to 2.14 s" in line for line in report.warnings)
+    root = tmp_path / "a/episodes/cr5"
+    joined = root / "videos/observation.images.top/chunk-000/file-000.mp4"
     sources = sorted(folder.glob("videos/**/*.mp4"))
     assert packets(joined) == [packet for file in sources for packet in packets(file)]
+    episodes = Episodes(tmp_path / "a/episodes")
+    for number in (0, 7, 11):
+        episode = episodes[episodes.ids[number]]
+        assert np.diff(episode.timestamps_s).std() > 0.01
+        clip = episode.clips["observation.images.top"]
+        rows = [0, 1, 30, 97, len(episode) - 2, len(episode) - 1]
+        path = sources[source_index(tmp_path / "a", number)]
+        with av.open(str(path)) as container:
+            pictures = [
+                frame.to_ndarray(format="rgb24")
+                for row, frame in enumerate(container.decode(video=0))
+                if row in rows
+            ]
+        assert len(np.unique([p.sum(dtype=np.int64) for p in pictures])) == len(rows)
+        assert np.array_equal(clip.frames(episode.timestamps_s[rows]), pictures)
+    assert ingest(tmp_path / "b", root).episodes == len(episodes)
+    assert Episodes(tmp_path / "b/episodes").ids == episodes.ids
 
 
 def packets(path: Path) -> list[bytes]:
@@ -534,6 +556,75 @@ def test_rows_find_their_pictures_after_joining_and_splitting(tmp_path: Path) ->
         len(e.clips[CAMERA].frames(e.timestamps_s)) == len(e)
         for e in Episodes(tmp_path / "noisy/episodes")
     )
+
+
+def clock(episode: int) -> np.ndarray:
+    """An irregular clock: steps of 0.03 to 0.4 s where the video has 0.05 s."""
+    steps = np.random.default_rng(episode).uniform(0.03, 0.4, ROWS - 1)
+    return np.concatenate([[0], np.cumsum(steps)]).astype(np.float32)
+
+
+def test_pictures_take_the_irregular_times_of_their_rows(tmp_path: Path) -> None:
+    root = dataset_v21(tmp_path / "d", 3)
+    for episode in range(3):
+        change(root, episode, lambda rows, e=episode: rows.update({"timestamp": clock(e)}))
+    ingest(tmp_path / "a", root)
+    ingest(tmp_path / "b", tmp_path / "a/episodes/tester")
+    for out in (tmp_path / "a", tmp_path / "b"):
+        episodes = Episodes(out / "episodes")
+        files = list((out / "episodes").rglob("*.mp4"))
+        copied = [packet for e in range(3) for packet in packets(video_file(root, e))]
+        assert len(files) == 1 and packets(files[0]) == copied
+        for number, episode_id in enumerate(episodes.ids):
+            episode, index = episodes[episode_id], source_index(tmp_path / "a", number)
+            shown = episode.clips[CAMERA].frames(episode.timestamps_s).mean(axis=(1, 2, 3))
+            assert shown == pytest.approx([brightness(index, k) for k in range(ROWS)], abs=3)
+            start_s = episode.clips[CAMERA].start_s
+            own_s = times(files[0])[ROWS * number : ROWS * (number + 1)]
+            assert own_s - start_s == pytest.approx(episode.timestamps_s, abs=1e-4)
+        assert episodes.ids == Episodes(tmp_path / "a/episodes").ids
+
+
+def times(path: Path) -> np.ndarray:
+    """When pictures are shown, s; decoding times are checked on the way."""
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        found = [(p.dts, p.pts) for p in container.demux(stream) if p.size]
+        dts, pts = np.array(found, dtype=np.float64).T
+        assert (np.diff(dts) > 0).all() and (dts <= pts).all() and (dts < pts).any()
+        return np.sort(pts) * float(stream.time_base)
+
+
+def test_a_regular_video_keeps_its_exact_grid(tmp_path: Path) -> None:
+    """Rows are rounded to float32; the pictures of three episodes in a row are not."""
+    ingest(tmp_path, dataset_v21(tmp_path / "d", 3))
+    (file,) = (tmp_path / "episodes").rglob("*.mp4")
+    assert times(file) == pytest.approx(np.arange(3 * ROWS) / FPS, abs=1e-9)
+    rows = pq.read_table(tmp_path / "episodes/tester/meta/episodes").to_pylist()
+    assert [row[f"videos/{CAMERA}/to_timestamp"] for row in rows] == pytest.approx(
+        [ROWS / FPS, 2 * ROWS / FPS, 3 * ROWS / FPS], abs=1e-9
+    )
+
+
+@pytest.mark.parametrize("irregular", [False, True])
+@pytest.mark.parametrize("pictures", [ROWS - 1, ROWS + 1])
+def test_a_picture_more_or_less_moves_no_other(
+    tmp_path: Path, pictures: int, irregular: bool
+) -> None:
+    """A row without a picture shows the one before, never the next episode's."""
+    root = dataset_v21(tmp_path / "d", 2)
+    for episode in range(2):
+        grey = [brightness(episode, row) for row in range(pictures)]
+        encode(video_file(root, episode), grey)
+        if irregular:
+            change(root, episode, lambda rows, e=episode: rows.update({"timestamp": clock(e)}))
+    ingest(tmp_path, root)
+    episodes = Episodes(tmp_path / "episodes")
+    for number, episode_id in enumerate(episodes.ids):
+        index, episode = source_index(tmp_path, number), episodes[episode_id]
+        shown = episode.clips[CAMERA].frames(episode.timestamps_s).mean(axis=(1, 2, 3))
+        expected = [brightness(index, min(k, pictures - 1)) for k in range(ROWS)]
+        assert shown == pytest.approx(expected, abs=3)
 
 
 def tight() -> Config:

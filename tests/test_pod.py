@@ -14,14 +14,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import boto3
 import pytest
 from kubernetes import client
 
-from components.errors import DataError, TemporaryError, UserError
+from components.errors import DataError, StoppedError, TemporaryError, UserError
 from flows import exchange, graph, pod, pods
 from flows.kubernetes_jobs import INDEX, Jobs
 from flows.workspace import Run
@@ -106,6 +106,7 @@ class Place:
     worktree: Path
     folder: Path
     revision: str = ""
+    log: dict[int, str] = field(default_factory=dict)
 
     @property
     def run(self) -> Run:
@@ -150,10 +151,10 @@ def git(folder: Path, *arguments: str) -> None:
     subprocess.run(["git", *identity, *arguments], cwd=folder, check=True, capture_output=True)
 
 
-def dvc(folder: Path, *arguments: str) -> str:
+def dvc(folder: Path, *arguments: str, **settings: str) -> str:
     command = [sys.executable, "-m", "dvc", *arguments]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    env = os.environ | {"PATH": path}
+    env = os.environ | settings | {"PATH": path}
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -191,25 +192,37 @@ def server() -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the git server and the flow's clone, where `sampling` has run; to be copied."""
+    folder = tmp_path_factory.mktemp("template")
+    git(folder, "init", "--quiet", "--bare", "server.git")
+    git(folder, "init", "--quiet", "--initial-branch=run/monday", "flow")
+    project(folder / "flow")
+    git(folder / "flow", "add", "--all")
+    git(folder / "flow", "commit", "--quiet", "--message", "code")
+    dvc(folder / "flow", "repro", "--single-item", "sampling", STARTS=str(folder / "starts"))
+    return folder
+
+
 @pytest.fixture
-def place(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(server: str, template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
     settings = KEYS | REGION | {"AWS_ENDPOINT_URL": server, "STARTS": str(tmp_path / "starts")}
     for name, value in settings.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("AWS_PROFILE", raising=False)
     bucket = f"b{abs(hash(str(tmp_path)))}"
     boto3.client("s3").create_bucket(Bucket=bucket)
-    git(tmp_path, "init", "--quiet", "--bare", "server.git")
-    worktree = tmp_path / "flow"
-    git(tmp_path, "init", "--quiet", "--initial-branch=main", str(worktree))
-    project(worktree)
-    git(worktree, "add", "--all")
-    git(worktree, "commit", "--quiet", "--message", "code")
-    found = Place(str(tmp_path / "server.git"), f"s3://{bucket}/dvc", worktree, tmp_path)
-    found.revision = exchange.send_branch(worktree, found.git_url, "run/monday")
-    exchange.use_remote(worktree, found.remote)
-    dvc(worktree, "repro", "--single-item", "sampling")
-    exchange.push(worktree)
+    shutil.copytree(template, tmp_path, dirs_exist_ok=True)
+    found = Place(
+        git_url=str(tmp_path / "server.git"),
+        remote=f"s3://{bucket}/dvc",
+        worktree=tmp_path / "flow",
+        folder=tmp_path,
+    )
+    found.revision = exchange.send_branch(found.worktree, found.git_url, "run/monday")
+    exchange.use_remote(found.worktree, found.remote)
+    exchange.push(found.worktree)
     return found
 
 
@@ -227,39 +240,6 @@ def start(environment: dict[str, str]) -> subprocess.Popen[str]:
 def result(process: subprocess.Popen[str]) -> tuple[int, str]:
     said, _ = process.communicate(timeout=120)
     return process.returncode, said
-
-
-@pytest.mark.slow
-def test_a_pod_makes_the_result_and_the_flow_takes_it_up_without_running(place: Place) -> None:
-    assert place.starts() == ["sampling -"]
-    code, said = result(start(place.told()))
-    assert code == 0, said
-    assert "result pushed" in said
-    assert place.starts() == ["sampling -", "pretraining 0"], "the pod restored what was before"
-
-    assert exchange.restore(place.worktree, "pretraining")
-    numbers = json.loads((place.worktree / "data/checkpoint/numbers.json").read_text())
-    assert numbers == [10, 20, 30]
-    metrics = json.loads((place.worktree / "metrics/pretraining.json").read_text())
-    assert metrics == {"total": 60}
-    assert len(place.starts()) == 2, "nothing ran on the flow's side"
-    assert "up to date" in dvc(place.worktree, "status")
-
-    assert pod.main(place.told()) == 0, "a second pod finds the result on the remote"
-    assert len(place.starts()) == 2
-
-
-@pytest.mark.slow
-def test_a_gang_works_on_the_same_inputs_and_only_the_first_pod_pushes(place: Place) -> None:
-    meet = place.folder / "meet"
-    meet.mkdir()
-    world = {"PET_NNODES": "2", "MEET": str(meet)}
-    pair = [start(place.told(index, **world)) for index in (0, 1)]
-    ends = [result(process) for process in pair]
-    assert [code for code, _ in ends] == [0, 0], ends
-    assert sorted(place.starts()[1:]) == ["pretraining 0", "pretraining 1"]
-    assert ["pushed" in said for _, said in ends] == [True, False]
-    assert exchange.restore(place.worktree, "pretraining")
 
 
 @pytest.mark.slow
@@ -290,14 +270,11 @@ def environ(process: Path) -> str:
     return next((p.decode() for p in pairs if p.startswith(b"WAMFLOW_WORKTREE=")), "")
 
 
-def test_a_wrong_value_and_wrong_data_keep_their_class(place: Place) -> None:
-    place.commit(sampling=2, pretraining=0)
-    assert pod.main(place.told()) == UserError.exit_code
-    assert place.ended()["kind"] == "user"
-    assert "pretraining.times" in place.ended()["message"]
+def test_wrong_data_keep_their_class(place: Place) -> None:
     (place.worktree / "inputs" / "numbers.json").write_text("[-7]")
     place.commit(sampling=2, pretraining=5)
     assert pod.main(place.told(WAMFLOW_STAGE="sampling")) == DataError.exit_code
+    assert place.ended()["kind"] == "data"
     assert "got -7" in place.ended()["message"]
 
 
@@ -384,6 +361,7 @@ class Nodes(threading.Thread):
         codes = []
         for index, process in enumerate(processes):
             code, said = result(process)
+            self.place.log[index] = said
             lines = [f"2026-01-01T00:00:{n:02d}Z {s}" for n, s in enumerate(said.splitlines()[:50])]
             self.emulator.logs[f"{name}-{index}"] = lines
             folder = self.place.folder / f"pod{index}" / "termination"
@@ -420,23 +398,37 @@ class Nodes(threading.Thread):
         self.batch.patch_namespaced_job_status(name, "wamflow", body)
 
 
-def over_the_cluster(place: Place, said: list[str], nodes: int) -> None:
-    """`pods.run_stage` as the flow calls it, against an API server with real processes as pods."""
-    settings = pods.Settings(
+def settings(place: Place, nodes: int) -> pods.Settings:
+    return pods.Settings(
         image="wamflow@sha256:" + "1" * 64,
         git_url=place.git_url,
         remote=place.remote,
         nodes=nodes,
         gpus=0,
     )
+
+
+def pretraining(place: Place) -> graph.Stage:
     (stage,) = [s for s in graph.stages(place.worktree) if s.name == "pretraining"]
+    return stage
+
+
+def over_the_cluster(place: Place, said: list[str], nodes: int) -> None:
+    """`pods.run_stage` as the flow calls it, against an API server with real processes as pods."""
     with kubernetes_api() as (url, emulator):
         configuration = client.Configuration()
         configuration.host = url
         jobs = Jobs("wamflow", said.append, poll_s=0.1, client=client.ApiClient(configuration))
         cluster = Nodes(url, emulator, place)
         cluster.start()
-        pods.run_stage(stage, place.run, attempt=1, log=said.append, settings=settings, jobs=jobs)
+        pods.run_stage(
+            pretraining(place),
+            place.run,
+            attempt=1,
+            log=said.append,
+            settings=settings(place, nodes),
+            jobs=jobs,
+        )
         cluster.join(10)
         assert cluster.error == ""
         (name,) = jobs.names({"wamflow.dev/run": "monday"})
@@ -445,16 +437,65 @@ def over_the_cluster(place: Place, said: list[str], nodes: int) -> None:
         assert found["spec"]["ttlSecondsAfterFinished"] > 0, "retired after the result was stored"
 
 
+class Stopped(Jobs):
+    """A signal arrives while the Job is watched."""
+
+    signal: BaseException
+
+    def watch(self, name: str) -> None:
+        self.say(f"watching {name}")
+        raise self.signal
+
+
+def test_stopping_the_flow_ends_its_job_but_a_death_leaves_it(place: Place) -> None:
+    class Death(BaseException):
+        pass
+
+    with kubernetes_api() as (url, _):
+        configuration = client.Configuration()
+        configuration.host = url
+        jobs = Stopped("wamflow", print, client=client.ApiClient(configuration))
+        left = []
+        for jobs.signal in (KeyboardInterrupt(), StoppedError("SIGTERM"), Death()):
+            with pytest.raises(type(jobs.signal)):
+                pods.run_stage(
+                    pretraining(place),
+                    place.run,
+                    attempt=1,
+                    log=print,
+                    settings=settings(place, 1),
+                    jobs=jobs,
+                )
+            left.append(len(jobs.names({"wamflow.dev/run": "monday"})))
+        assert left == [0, 0, 1]
+        pods.cancel("tuesday", settings(place, 1), client=jobs.client)
+        assert len(jobs.names({"wamflow.dev/run": "monday"})) == 1
+        pods.cancel("monday", settings(place, 1), client=jobs.client)
+        assert jobs.names({"wamflow.dev/run": "monday"}) == []
+
+
 @pytest.mark.slow
-def test_a_stage_goes_out_to_the_cluster_and_its_result_comes_back(place: Place) -> None:
+def test_a_gang_on_a_cluster_makes_the_result_and_the_flow_takes_it_up(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place.folder / "meet").mkdir()
+    monkeypatch.setenv("MEET", str(place.folder / "meet"))
     said: list[str] = []
+    assert place.starts() == ["sampling -"]
     over_the_cluster(place, said, nodes=2)
+    starts = ["pretraining 0", "pretraining 1", "sampling -"]
+    assert sorted(place.starts()) == starts, "pods restored what was before; nothing ran here"
+    assert any("result pushed" in line for line in said), said
+    assert "pushed" not in place.log[1], "only the first pod pushes"
+
     numbers = json.loads((place.worktree / "data/checkpoint/numbers.json").read_text())
     assert numbers == [10, 20, 30]
-    assert sorted(place.starts()[1:]) == ["pretraining 0", "pretraining 1"]
-    assert any("result pushed" in line for line in said), said
-    lock = (place.worktree / "dvc.lock").read_text()
-    assert "pretraining:" in lock
+    metrics = json.loads((place.worktree / "metrics/pretraining.json").read_text())
+    assert metrics == {"total": 60}
+    assert "up to date" in dvc(place.worktree, "status")
+
+    assert pod.main(place.told()) == 0, "another pod finds the result on the remote"
+    assert sorted(place.starts()) == starts
 
 
 @pytest.mark.slow

@@ -45,7 +45,7 @@ def finished(repo: Path, name: str, passport: str) -> Path:
     command(repo, "git", "worktree", "add", "-q", "-b", f"run/{name}", str(worktree), "main")
     lock = {"outs": [{"path": "data/passport", "hash": "md5", "md5": f"{passport}.dir"}]}
     (worktree / "dvc.lock").write_text(json.dumps({"schema": "2.0", "stages": {"r": lock}}))
-    commit(worktree, "results")
+    commit(worktree, f"results of {name}")
     return worktree
 
 
@@ -84,9 +84,12 @@ def test_equal_content_is_the_version_that_exists(repo: Path) -> None:
 def test_a_deregistered_version_is_no_answer(repo: Path) -> None:
     import gto.api
 
-    registry.register(repo, finished(repo, "one", "aa"), "wam")
+    one = finished(repo, "one", "aa")
+    registry.register(repo, one, "wam")
     gto.api.deregister(repo, "wam", version="v0.0.1", author="p", author_email="p@q")
     assert registry.models(repo) == []
+    with pytest.raises(UserError, match="GTO cannot register"):
+        registry.register(repo, one, "wam")  # a person took this very commit back
     assert not registry.register(repo, finished(repo, "two", "aa"), "wam").existed
     assert [m.version for m in registry.models(repo)] == ["v0.0.2"]  # no number twice
 

@@ -31,7 +31,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
     min_frames: int = Field(ge=2, description="Shorter episodes are kept aside, control steps.")
     max_video_frames_off: int = Field(
-        ge=0, description="Pictures that a video may have more or fewer than the episode has rows."
+        ge=0,
+        description="Pictures that a video may have more or fewer than the episode has rows; "
+        "picture k belongs to row k.",
     )
     min_camera_share: float = Field(
         ge=0,
@@ -162,6 +164,6 @@ def _warnings(listed: list[source.Source], readers: list[Reader], passed: list[F
         if drift_s * reader.layout.fps > 1.5:
             lines.append(
                 f"{item.name}: rows and video disagree by up to {drift_s:.2f} s at an episode's "
-                "end; each keeps its own times"
+                "end; picture k is shown at row k's time"
             )
     return lines

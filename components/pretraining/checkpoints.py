@@ -1,8 +1,9 @@
 """Checkpoints of a training in progress: safetensors, no pickle, complete or not there.
 
-`<store>/<key>/<step>/` holds `state.safetensors` and, written last, `commit.json` with its digest. A
-folder without its marker, or whose digest does not fit, is passed over for the one before. The store
-lies outside the stage's outputs (DVC deletes those before a rerun): `WAMFLOW_STORE`, or `.wamflow`.
+`<store>/<key>/<step>/` holds `state.safetensors` and, written last, `commit.json` with its digest.
+A folder without its marker, or whose digest does not fit, is passed over for the one before. The
+store lies outside the stage's outputs (DVC deletes those before a rerun): `WAMFLOW_STORE`, or
+`.wamflow`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,7 @@ def save(folder: Path, step: int, state: dict[str, Tensor]) -> None:
     """Save the state after `step` steps; older checkpoints but the last KEPT are removed."""
     with whole_folder(folder / f"{step:08d}") as out:
         save_file(state, out / "state.safetensors")
-        write_json(
-            out / "commit.json", {"step": step, "sha256": sha256(out / "state.safetensors")}
-        )
+        write_json(out / "commit.json", {"step": step, "sha256": sha256(out / "state.safetensors")})
     for old in _steps(folder)[:-KEPT]:
         shutil.rmtree(old)
 

@@ -1,4 +1,4 @@
-"""What training captions show for each task: the usual sequence of events, by which events are named."""
+"""What training captions show for each task: its usual sequence of events."""
 
 from __future__ import annotations
 
@@ -13,9 +13,7 @@ def event_plans(manifest: pa.Table, plan: pa.Table, texts: list[str]) -> dict[st
     The plan of a task is the sequence of captions that most of its training episodes show; among
     equally common ones the shortest, then the first in alphabetical order.
     """
-    tasks = dict(
-        zip(manifest["episode_id"].to_pylist(), manifest["task"].to_pylist(), strict=True)
-    )
+    tasks = dict(zip(manifest["episode_id"].to_pylist(), manifest["task"].to_pylist(), strict=True))
     events = sorted(
         (episode, start, text)
         for episode, start, split, text in zip(
@@ -34,6 +32,6 @@ def event_plans(manifest: pa.Table, plan: pa.Table, texts: list[str]) -> dict[st
     for episode, sequence in sequences.items():
         counts.setdefault(tasks[episode], Counter())[tuple(sequence)] += 1
     return {
-        task: list(min(counter, key=lambda s: (-counter[s], len(s), s)))
+        task: list(min(counter.items(), key=lambda item: (-item[1], len(item[0]), item[0]))[0])
         for task, counter in sorted(counts.items())
     }

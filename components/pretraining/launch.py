@@ -1,7 +1,7 @@
 """Starts the workers with torchrun and turns what became of them into our failures.
 
-On one machine torchrun gets a world of its own on loopback; in a gang of pods it reads its world from
-`PET_*` variables, which the pod manifest sets.
+On one machine torchrun gets a world of its own on loopback; in a gang of pods it reads its world
+from `PET_*` variables, which the pod manifest sets.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 
 from components import errors
-from components.outputs import sha256, sha256_folder
+from components.outputs import sha256
 from components.pretraining.stage import Config
 
 CODE = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def state_key(captions: Path, plan: Path, episodes: Path, config: Config) -> str
 
 
 def torchrun(view: Path, key: str, out: Path | None, config: Config) -> None:
-    """Run the workers to their end; SIGTERM and SIGINT are passed on, so that they save their state.
+    """Run the workers to their end; SIGTERM and SIGINT are passed on, so they save their state.
 
     Errors: the workers' own failure, by the class they left in their failure file.
     """
@@ -54,8 +54,15 @@ def torchrun(view: Path, key: str, out: Path | None, config: Config) -> None:
         (Path(folder) / "job.json").write_text(json.dumps(job | {"config": config.model_dump()}))
         failure = Path(folder) / "failure.json"
         worker = subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", *_world(config)]
-            + ["-m", "components.pretraining.worker", folder],
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                *_world(config),
+                "-m",
+                "components.pretraining.worker",
+                folder,
+            ],
             env=_environment(failure),
         )
         _wait(worker)

@@ -1,4 +1,4 @@
-"""What training leaves behind: the log while it runs, the checkpoint folder and the report at its end."""
+"""What training leaves behind: its log, the checkpoint folder and the report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TERMS = ("loss", "action", "video", "left", "gradient_norm")
 
 
 class Log:
-    """Progress of rank 0: a rate-limited line, and wandb in the run's report. Other ranks are silent."""
+    """Progress of rank 0: a rate-limited line, and wandb in the report. Other ranks are silent."""
 
     def __init__(self, training: Training, start: int) -> None:
         self.training, self.start = training, start
@@ -36,10 +36,14 @@ class Log:
             hidden, rest = split(self.training.model)
             print(
                 f"pretraining: {self.training.windows.steps} steps from step {self.start}; Muon has "
-                f"{len(hidden)} hidden matrices, AdamW the {len(rest)} other parameters", flush=True
-            )  # fmt: skip
+                f"{len(hidden)} hidden matrices, AdamW the {len(rest)} other parameters",
+                flush=True,
+            )
             self.run = tracking.start(
-                "wamflow", "pretraining", self.training.config.model_dump(), report.folder("pretraining")
+                "wamflow",
+                "pretraining",
+                self.training.config.model_dump(),
+                report.folder("pretraining"),
             )
         return self
 
@@ -59,7 +63,10 @@ class Log:
             )  # fmt: skip
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
     ) -> None:
         if self.run is not None:
             self.run.finish()
@@ -70,7 +77,7 @@ class Log:
 
 
 def write(training: Training, out: Path) -> None:
-    """The checkpoint folder: averaged weights, resolved configuration, receipt echo, curve, report."""
+    """The checkpoint folder: averaged weights, resolved configuration, receipt, curve, report."""
     info, config = training.windows.info, training.config
     save_file({n: t.contiguous() for n, t in training.average.items()}, out / "model.safetensors")
     write_json(
@@ -125,7 +132,7 @@ def _report(training: Training, curve: np.ndarray) -> Report:
 
 @torch.no_grad()
 def _validation(training: Training) -> float | None:
-    """Action loss of the averaged weights on whole events of held-out episodes, one fixed noise draw."""
+    """Action loss of the averaged weights on whole held-out events, one fixed noise draw."""
     batch = training.windows.validation()
     if batch is None:
         return None
@@ -140,7 +147,9 @@ def _text_encoder() -> dict[str, str]:
     return {"package": sentences.PACKAGE, "sha256": sentences.DIGEST}
 
 
-def _write_exposure(path: Path, info: dict[str, Any], planned: np.ndarray, drawn: np.ndarray) -> None:
+def _write_exposure(
+    path: Path, info: dict[str, Any], planned: np.ndarray, drawn: np.ndarray
+) -> None:
     rows: list[dict[str, object]] = [
         {"event_id": event, "episode_id": episode, "planned_draws": int(p), "draws": int(d)}
         for event, episode, p, d in zip(
@@ -148,4 +157,3 @@ def _write_exposure(path: Path, info: dict[str, Any], planned: np.ndarray, drawn
         )
     ]
     records.write(path, rows, records.EXPOSURE, sort_by="event_id")
-

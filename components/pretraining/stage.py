@@ -1,9 +1,9 @@
-"""Pretraining: follows the sampling receipt and trains a World Action Model with Muon under torchrun.
+"""Pretraining: follows the sampling receipt and trains a World Action Model with Muon.
 
 `run` prepares what all ranks share (decoded frames, signals, caption features), then starts
 `config.processes` workers (`worker.py`) with torchrun, or takes this pod's place in a gang where
-`PET_*` variables describe one. The workers keep their checkpoints in a store outside the outputs, so a
-killed or stopped training goes on where it was.
+`PET_*` variables describe one. The workers keep their checkpoints in a store outside the outputs,
+so a killed or stopped training goes on where it was.
 """
 
 from __future__ import annotations
@@ -27,11 +27,14 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
     key_patch_px: int = Field(ge=2, description="Patch of a key frame, pixels a side.")
     future_px: int = Field(ge=8, description="Future frames are scaled to this many pixels a side.")
     future_patch_px: int = Field(ge=2, description="Patch of a future frame, pixels a side.")
-    future_frames: int = Field(ge=1, description="Future frames of an event that the video predicts.")
+    future_frames: int = Field(
+        ge=1, description="Future frames of an event that the video predicts."
+    )
     action_patch_steps: int = Field(ge=1, description="Control steps in one action token.")
     max_steps: int = Field(ge=4, description="Longest window of an event, control steps.")
     action_samples: int = Field(
-        ge=1, description="Noise draws of the action for each pass of the video (1-to-N_d coupling)."
+        ge=1,
+        description="Noise draws of the action for each pass of the video (1-to-N_d coupling).",
     )
     anchor_probability: float = Field(
         ge=0, le=1, description="Share of samples whose video is pure noise, as when acting."
@@ -42,7 +45,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     """Values of the stage; the number of steps is the receipt's draws divided by batch_size."""
 
     model: ModelConfig
-    processes: int = Field(ge=1, description="torchrun workers on this machine; it changes the bytes.")
+    processes: int = Field(
+        ge=1, description="torchrun workers on this machine; it changes the bytes."
+    )
     device: Literal["cpu", "cuda"] = Field(description="Where the workers compute.")
     batch_size: int = Field(ge=1, description="Events in a step, all workers together.")
     seed: int = Field(ge=0, description="Of initial weights, anchors, caption drop and noise.")
@@ -83,8 +88,8 @@ def run(
 ) -> Report | None:
     """Train on the planned draws and write `checkpoint`; see the module's first lines.
 
-    Errors: DataError for a receipt that does not fit the tables, DivergedError for NaN, StoppedError
-    after SIGTERM (state saved). Ranks other than node 0 return None and write nothing.
+    Errors: DataError for a receipt that does not fit the tables, DivergedError for NaN,
+    StoppedError after SIGTERM (state saved). Ranks other than node 0 return None and write nothing.
     """
     from components.pretraining import launch, view
 

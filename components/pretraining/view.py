@@ -1,7 +1,7 @@
 """The training view: what all workers of one machine share, laid out once as plain arrays.
 
-`frames.u8` (N, V, K, K, 3) holds every frame of every drawn episode at the model's size, `arrays.npz`
-the signals, captions and draws. Nothing here depends on the number of workers.
+`frames.u8` (N, V, K, K, 3) holds every frame of every drawn episode at the model's size,
+`arrays.npz` the signals, captions and draws. Nothing here depends on the number of workers.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import pyarrow.compute as pc
 from components import records
 from components.episodes import Episode, Episodes
 from components.errors import DataError
+from components.normalisation import Normalisation, quantiles
 from components.outputs import sha256, write_json
 from components.pretraining.event_plans import event_plans
-from components.normalisation import Normalisation, quantiles
 from components.pretraining.stage import Config
 
 
@@ -59,9 +59,7 @@ def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Conf
     _decode(episodes, loaded, cameras, folder, config.model.key_px, first)
     rows = {episode_id: row for row, episode_id in enumerate(ids)}
     arrays = _signals(loaded, normalisation, cameras)
-    np.savez(
-        folder / "arrays.npz",
-        **arrays,
+    arrays |= dict(
         first_frame=first,
         event_episode=np.array([rows[e] for e in table["episode_id"].to_pylist()]),
         event_start=table["start_frame"].to_numpy(),
@@ -70,6 +68,7 @@ def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Conf
         event_validation=pc.equal(table["split"], "validation").to_numpy(zero_copy_only=False),
         text=features,
     )
+    np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
     write_json(
         folder / "view.json",
         {
@@ -135,7 +134,9 @@ def _embodiments(episodes: list[Episode], cameras: tuple[str, ...]) -> list[dict
             "fps": episode.fps,
             "state_names": list(episode.state_names),
             "action_names": list(episode.action_names),
-            "cameras": [c.removeprefix("observation.images.") for c in cameras if c in episode.clips],
+            "cameras": [
+                c.removeprefix("observation.images.") for c in cameras if c in episode.clips
+            ],
         }
         for name, episode in sorted(seen.items())
     ]

@@ -1,7 +1,8 @@
-"""Draws of the receipt become batches: order, anchors and caption drop are functions of the receipt.
+"""Draws of the receipt become batches; order, anchors and caption drop follow from the receipt.
 
 The order of all draws, each draw's anchor frame and its caption drop depend on the seeds and on the
-draw's place in the order, never on the number of workers: another world size trains on the same draws.
+draw's place in the order, never on the number of workers: another world size trains on the same
+draws.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Windows:
         if rest or not self.steps:
             raise UserError(
                 f"pretraining: the receipt plans {len(self.order)} draws; expected a multiple of "
-                f"pretraining.batch_size ({config.batch_size}). Change sampling.draws or batch_size."
+                f"pretraining.batch_size ({config.batch_size}). Change one of them."
             )
         random = np.random.default_rng([config.seed, 1])
         self._anchor = random.random(len(self.order))
@@ -77,7 +78,8 @@ class Windows:
         length = (self.arrays["event_end"] - self.arrays["event_start"]).astype(np.float64)
         share = (length[events] - length.min()) / max(length.max() - length.min(), 1)
         short, long = self.config.caption_drop_short, self.config.caption_drop_long
-        return long + (short - long) * (1 + np.cos(np.pi * share)) / 2
+        drop: npt.NDArray[np.float64] = long + (short - long) * (1 + np.cos(np.pi * share)) / 2
+        return drop
 
     def _windows(self, events: Index, anchor: Index, keep_caption: npt.NDArray[np.bool_]) -> Batch:
         """One window an event: from `anchor` to the event's end, or to the longest window's."""
@@ -89,7 +91,9 @@ class Windows:
         rows = (base + anchor)[:, None] + np.minimum(steps, length[:, None] - 1)
         actions = a["action"][rows] * (steps < length[:, None])[..., None]
         spread = np.arange(1, model.future_frames + 1) / model.future_frames
-        future = (base + anchor)[:, None] + np.round(spread * (length[:, None] - 1)).astype(np.int64)
+        future = (base + anchor)[:, None] + np.round(spread * (length[:, None] - 1)).astype(
+            np.int64
+        )
         width = a["action"].shape[1]
         return Batch(
             keyframes=_pictures(self.frames[base + anchor]),
@@ -110,4 +114,5 @@ def _pictures(frames: npt.NDArray[np.uint8], size_px: int | None = None) -> Tens
     if size_px is None or size_px == pictures.shape[-1]:
         return pictures.contiguous()
     flat = F.interpolate(pictures.flatten(0, -4), size=(size_px, size_px), mode="area")
-    return flat.unflatten(0, pictures.shape[:-3])
+    small: Tensor = flat.unflatten(0, pictures.shape[:-3])
+    return small

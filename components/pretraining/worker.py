@@ -1,8 +1,8 @@
-"""One torchrun worker: `python -m torch.distributed.run ... -m components.pretraining.worker FOLDER`.
+"""One worker: `python -m torch.distributed.run ... -m components.pretraining.worker FOLDER`.
 
-All ranks run the same loop. Gradients are averaged over gloo (CPU) or NCCL (GPU) in one flat vector,
-whose sum over two ranks is the same from run to run; noise comes from a generator seeded by (seed, step,
-rank), so that a resumed training draws what an undisturbed one would have drawn.
+All ranks run the same loop. Gradients are averaged over gloo (CPU) or NCCL (GPU) in one flat
+vector, whose sum over two ranks is the same from run to run; noise comes from a generator seeded
+by (seed, step, rank), so that a resumed training draws what an undisturbed one would have drawn.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ class Training:
         self.model = WorldActionModel(shape(windows, config))
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         hidden, rest = split(self.model)
-        self.muon = Muon(
-            hidden.values(), config.muon_lr, config.momentum, config.weight_decay
-        )
+        self.muon = Muon(hidden.values(), config.muon_lr, config.momentum, config.weight_decay)
         self.adamw = torch.optim.AdamW(
             rest.values(), config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
         )
@@ -48,13 +46,11 @@ class Training:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
 
     def step(self, step: int) -> None:
-        """One optimizer step on the batch of `step`; DivergedError when a loss or gradient is not finite."""
+        """One optimizer step on the batch of `step`; DivergedError when something is not finite."""
         batch = self.windows.batch(step, self.rank, self.world_size)
         drawn = torch.from_numpy(self.windows.drawn(step))
         self.exposure += torch.bincount(drawn, minlength=len(self.exposure))
-        random = torch.Generator().manual_seed(
-            (self.config.seed << 40) + (step << 8) + self.rank
-        )
+        random = torch.Generator().manual_seed((self.config.seed << 40) + (step << 8) + self.rank)
         losses = self.model.losses(batch, random)
         losses.total.backward()
         terms = torch.stack([losses.total, losses.action, losses.video, losses.left]).detach()
@@ -62,10 +58,14 @@ class Training:
         self.curve[step] = torch.cat([terms, norm[None]])
         if not torch.isfinite(self.curve[step]).all():
             raise DivergedError(
-                f"pretraining: step {step}: loss {terms.tolist()}, gradient norm {norm:.3g}; expected "
-                "finite numbers. Lower pretraining.muon_lr or adamw_lr, or look for bad episodes."
+                f"pretraining: step {step}: loss {terms.tolist()}, gradient norm {norm:.3g}; "
+                "expected finite numbers. Lower pretraining.muon_lr or adamw_lr, or look for bad "
+                "episodes."
             )
-        for optimizer, peak in ((self.muon, self.config.muon_lr), (self.adamw, self.config.adamw_lr)):
+        for optimizer, peak in (
+            (self.muon, self.config.muon_lr),
+            (self.adamw, self.config.adamw_lr),
+        ):
             optimizer.param_groups[0]["lr"] = peak * self._rate(step)
             optimizer.step()
             optimizer.zero_grad()
@@ -81,7 +81,7 @@ class Training:
         dist.all_reduce(flat)
         flat /= self.world_size
         terms.copy_(flat[-len(terms) :])
-        norm = flat[: -len(terms)].norm()
+        norm: Tensor = flat[: -len(terms)].norm()
         scale = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
         pieces = (flat[: -len(terms)] * scale).split([p.numel() for p in parameters])
         for parameter, piece in zip(parameters, pieces, strict=True):
@@ -102,7 +102,10 @@ class Training:
         for name, optimizer in (("muon", self.muon), ("adamw", self.adamw)):
             for index, slots in optimizer.state_dict()["state"].items():
                 named |= {f"{name}.{index}.{slot}": value for slot, value in slots.items()}
-        return {n: t.contiguous() for n, t in named.items()} | {"curve": self.curve, "exposure": self.exposure}
+        return {n: t.contiguous() for n, t in named.items()} | {
+            "curve": self.curve,
+            "exposure": self.exposure,
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
         """The inverse of `state`."""

@@ -1,4 +1,4 @@
-"""The World Action Model as a policy: an observation and the next event's caption in, its actions out."""
+"""The World Action Model as a policy: what it sees and the next event's caption in, actions out."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 
 from components.errors import DataError, UserError
-from components.outputs import sha256
 from components.normalisation import Normalisation
+from components.outputs import sha256
 from components.sentences import embed
 from models.batch import Batch
 from models.wam import Shape, WorldActionModel
@@ -49,8 +49,9 @@ class Policy:
         """The rest of the event that `prompt` names, from what the robot sees now.
 
         Reads `observation/<camera>` uint8 (H, W, 3), `observation/state` (S,), `prompt`, and `seed`
-        (0 when absent). Returns `actions` float32 (steps to the event's end, A) in the robot's units
-        and `event_remaining`, the number of those steps. UserError for what is missing or misshapen.
+        (0 when absent). Returns `actions` float32 (steps to the event's end, A) in the robot's
+        units and `event_remaining`, the number of those steps. UserError for what is missing or
+        misshapen.
         """
         state = np.asarray(self._get(observation, "observation/state"), dtype=np.float32)
         if state.shape != (len(self.robot["state_names"]),):
@@ -109,7 +110,7 @@ class Policy:
 
 
 def load(checkpoint: Path, embodiment: str | None = None) -> Policy:
-    """The policy of a checkpoint folder; `embodiment` chooses where the model knows several robots."""
+    """The policy of a checkpoint folder; `embodiment` chooses among the robots it knows."""
     torch.set_num_threads(1)
     return Policy(checkpoint, embodiment)
 

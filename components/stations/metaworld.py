@@ -1,9 +1,9 @@
 """A robot station on MuJoCo and Meta-World: a Sawyer arm at a table, two cameras, scripted experts.
 
-Meta-World (Yu et al. 2019, v3 environments) steps at 80 Hz; an action is (dx, dy, dz) in units of 1 cm
-for each step and a gripper effort, each within -1..1. Rendering needs no GPU (OSMesa); shadows,
-reflections and multisampling are off, which makes a frame cost about 6 ms instead of 80. Goal markers
-are hidden, since a real camera would not see them.
+Meta-World (Yu et al. 2019, v3 environments) steps at 80 Hz; an action is (dx, dy, dz) in units of
+1 cm for each step and a gripper effort, each within -1..1. Rendering needs no GPU (OSMesa);
+shadows, reflections and multisampling are off, which makes a frame cost about 6 ms instead of 80.
+Goal markers are hidden, since a real camera would not see them.
 """
 
 from __future__ import annotations
@@ -131,7 +131,9 @@ class MetaworldStation:
         """One control step of 12.5 ms."""
         clipped = np.clip(np.asarray(action, dtype=np.float32), -1.0, 1.0)
         if clipped.shape != (4,):
-            raise UserError(f"metaworld: expected an action of 4 numbers; got shape {clipped.shape}.")
+            raise UserError(
+                f"metaworld: expected an action of 4 numbers; got shape {clipped.shape}."
+            )
         self.env.curr_path_length = 0  # trials have their own limit
         self._observation, _, _, _, info = self.env.step(clipped)
         self._success = bool(info["success"])
@@ -147,7 +149,8 @@ class MetaworldStation:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # it warns of each value it leaves to clipping
             action = ENV_POLICY_MAP[f"{self._task}-v3"]().get_action(self._observation)
-        return np.clip(action, -1.0, 1.0).astype(np.float32)
+        clipped: Float = np.clip(action, -1.0, 1.0).astype(np.float32)
+        return clipped
 
     def truth(self) -> Truth:
         """Contact, grasp and motion of objects, read from the simulator."""

@@ -1,7 +1,7 @@
-"""Records demonstrations of a station's experts as a LeRobot v3.0 data set, with ground truth beside it.
+"""Records demonstrations of a station's experts as LeRobot v3.0, with ground truth beside it.
 
-The truth (contact, grasp, object moving, success for each frame) goes to `<out>.truth/`, a folder that
-no stage opens. Seeds below EVALUATION_SEEDS are for recordings, those from it on for trials.
+The truth (contact, grasp, object moving, success for each frame) goes to `<out>.truth/`, a folder
+that no stage opens. Seeds below EVALUATION_SEEDS are for recordings, those from it on for trials.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_STEPS = 400
 class Job(NamedTuple):
     """One episode to record."""
 
-    index: int
+    number: int
     task: str
     seed: int
     folder: Path
@@ -53,16 +53,20 @@ def record(
 ) -> Path:
     """Record `episodes` successful demonstrations in all, tasks in turn, to `out`; return `out`.
 
-    `noise` perturbs the arm (uniform within +-noise of the action's range, held for 8 steps) while the
-    expert's own command is what is recorded (DART, Laskey et al. 2017): the demonstrations then show
-    how to recover. UserError for an unknown station or task, or when `out` exists.
+    `noise` perturbs the arm (uniform within +-noise of the action's range, held for 8 steps) while
+    the expert's own command is what is recorded (DART, Laskey et al. 2017): the demonstrations
+    then show how to recover. UserError for an unknown station or task, or when `out` exists.
     """
     if station != "metaworld":
         raise UserError(f"record: unknown station {station!r}; expected metaworld.")
     if unknown := [task for task in tasks if task not in SENTENCES]:
-        raise UserError(f"record: unknown tasks {unknown}; expected some of {', '.join(SENTENCES)}.")
+        raise UserError(
+            f"record: unknown tasks {unknown}; expected some of {', '.join(SENTENCES)}."
+        )
     if episodes < 1 or not tasks:
-        raise UserError(f"record: expected at least 1 episode of 1 task; got {episodes} of {tasks}.")
+        raise UserError(
+            f"record: expected at least 1 episode of 1 task; got {episodes} of {tasks}."
+        )
     with tempfile.TemporaryDirectory() as scratch:
         _write(out, _demonstrations(tasks, episodes, Path(scratch), seed, noise))
     return out
@@ -71,8 +75,8 @@ def record(
 def record_demo(out: Path, episodes: int = 100, noise: float = 0.0) -> Path:
     """The recordings of `make demo`: four tasks, then three episodes broken on purpose at the end.
 
-    The broken ones are copies of the first three: NaN in a signal, a video cut off in the middle, and
-    a clock that jumps back. Ingestion must quarantine exactly these.
+    The broken ones are copies of the first three: NaN in a signal, a video cut off in the middle,
+    and a clock that jumps back. Ingestion must quarantine exactly these.
     """
     with tempfile.TemporaryDirectory() as scratch:
         good = _demonstrations(list(DEMO_TASKS), episodes, Path(scratch), 0, noise)
@@ -154,7 +158,7 @@ def _attempt(job: Job, seed: int) -> Demonstration:
         done_since = done_since + 1 if station.succeeded() else 0
     videos = {}
     for camera, images in frames.items():
-        path = job.folder / f"{job.index:06d}-{camera}.mp4"
+        path = job.folder / f"{job.number:06d}-{camera}.mp4"
         encode(path, images, station.fps)
         videos[f"observation.images.{camera}"] = path
     steps = len(states)
@@ -190,4 +194,3 @@ def _write_truth(folder: Path, truths: list[list[Truth]]) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     with whole_folder(folder) as partial:
         write_table(partial / "truth.parquet", pa.Table.from_pylist(rows))
-

@@ -1,4 +1,4 @@
-"""What every robot station offers: seeded resets, what the policy may see, control steps, a score."""
+"""What every robot station offers: seeded resets, what a policy may see, control steps, a score."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Station(Protocol):
         """Take a picture with every camera and read the proprioception."""
 
     def step(self, action: Float) -> None:
-        """One control step (A,), in the units of action_names; values are clipped to their bounds."""
+        """One control step (A,), in the units of action_names, clipped to their bounds."""
 
     def succeeded(self) -> bool:
         """Whether the task is done: for scoring only, no policy is told."""

@@ -1,1 +1,1 @@
-"""Every figure in an issue or in LOG.md comes from one of these: `python -m tests.benchmarks.<name>`."""
+"""Figures in issues and LOG.md come from here: `python -m tests.benchmarks.<name>`."""

@@ -18,7 +18,9 @@ class Report(BaseModel):
 
 
 def run(episodes: Path, plan: Path, *, config: Config) -> Report:
-    numbers = [float(n) * config.temperature for n in (episodes / "numbers.txt").read_text().split()]
+    numbers = [
+        float(n) * config.temperature for n in (episodes / "numbers.txt").read_text().split()
+    ]
     with outputs.whole_folder(plan) as out:
         (out / "plan.txt").write_text(" ".join(map(str, numbers)))
     return Report(total=sum(numbers))

@@ -1,0 +1,224 @@
+"""The flow over the miniature: two commits, nothing twice, side by side, and what a person sees."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from tests.conftest import git, wamflow
+
+LIMIT_S = 120
+
+
+def finished(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """The summary of a run that must succeed."""
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, err
+    summary: dict[str, Any] = json.loads(out)
+    return summary
+
+
+def failed(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Exit code and the message of a run that must fail: the lines from `error (` on."""
+    out, err = process.communicate(timeout=LIMIT_S)
+    assert out == ""
+    assert "Traceback" not in err, err
+    return process.returncode, err[err.index("error (") :]
+
+
+def ask(api: str, path: str, body: dict[str, Any]) -> Any:
+    request = urllib.request.Request(
+        f"{api}/{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        return json.load(answer)
+
+
+def digests(worktree: Path) -> dict[str, list[str]]:
+    """What `dvc.lock` says of each stage's outputs."""
+    stages = yaml.safe_load((worktree / "dvc.lock").read_text())["stages"]
+    return {name: [out["md5"] for out in stage["outs"]] for name, stage in stages.items()}
+
+
+def test_a_run_then_nothing_to_do_then_one_number(miniature: Path, prefect_api: str) -> None:
+    head = git(miniature, "rev-parse", "HEAD")
+    first = finished(wamflow(miniature, "run", "--json", "--name", "first", api=prefect_api))
+    assert first["stages"] == {"ingestion": "ran", "sampling": "ran", "pretraining": "ran"}
+    assert first["reports"]["pretraining"] == {"result": 12.0}, "(1 + 2 + 3) * 2"
+
+    log = git(miniature, "log", "--format=%an: %s", f"{head}..run/first").splitlines()
+    assert log == ["wamflow: run first: results", "wamflow: run first: values and sources"]
+    recorded = git(miniature, "ls-tree", "-r", "--name-only", "run/first").split()
+    assert {"inputs/sources.json", "dvc.lock", "report.dvc", "metrics/sampling.json"} <= {*recorded}
+    assert not any(name.startswith(("data/plan", "report/", ".wamflow")) for name in recorded)
+    assert git(miniature, "rev-parse", "run/first") == first["commit"]
+
+    again = finished(wamflow(miniature, "run", "--json", "--name", "again", api=prefect_api))
+    assert set(again["stages"].values()) == {"cached"}
+    worktrees = [Path(s["worktree"]) for s in (first, again)]
+    assert digests(worktrees[0]) == digests(worktrees[1])
+    assert (worktrees[1] / "data/checkpoint/model.txt").read_text() == "12.0", "it is complete"
+
+    change = ["--set", "sampling.temperature=3"]
+    other = finished(wamflow(miniature, "run", "--json", *change, api=prefect_api))
+    assert other["stages"] == {"ingestion": "cached", "sampling": "ran", "pretraining": "ran"}
+    assert other["reports"]["sampling"] == {"total": 18.0}
+    values = git(miniature, "show", f"{other['branch']}:params.yaml")
+    assert "temperature: 3.0  # a comment that stays" in values
+
+    assert git(miniature, "status", "--porcelain") == "", "the user's checkout is untouched"
+    assert git(miniature, "rev-parse", "HEAD") == head
+    seen = ask(prefect_api, "artifacts/latest/filter", {})
+    tables = {a["key"]: a["data"] for a in seen}
+    assert "| total | 18 |" in tables["sampling"]
+    names = {t["name"] for t in ask(prefect_api, "task_runs/filter", {})}
+    assert {"ingestion", "sampling", "pretraining"} <= names
+
+
+def test_two_runs_at_the_same_time(miniature: Path, prefect_api: str) -> None:
+    runs = [
+        wamflow(miniature, "run", "--json", "--set", f"sampling.temperature={t}", api=prefect_api)
+        for t in (4, 5)
+    ]
+    totals = [finished(run)["reports"]["sampling"]["total"] for run in runs]
+    assert totals == [24.0, 30.0]
+    assert git(miniature, "status", "--porcelain") == ""
+
+
+def test_temporary_failures_are_tried_again_and_others_are_not(
+    miniature: Path, prefect_api: str
+) -> None:
+    twice = wamflow(
+        miniature, "run", "--json", "--set", "pretraining.temporary_failures=2", api=prefect_api
+    )
+    wrong = wamflow(miniature, "run", "--set", "pretraining.failure=data", api=prefect_api)
+    assert finished(twice)["stages"]["pretraining"] == "ran"
+    state = json.loads((miniature / ".wamflow/miniature.json").read_text())
+    assert state["failures"] == 2
+    code, message = failed(wrong)
+    assert code == 11
+    assert "pretraining: the miniature's data are wrong" in message
+
+
+def test_sigterm_reaches_the_stage_and_kill_leaves_nobody(
+    miniature: Path, prefect_api: str
+) -> None:
+    """Two flows at work: one is asked to stop, its stage saves; the other is killed outright."""
+    slow = ["run", "--set", "pretraining.seconds=60", "--name"]
+    asked = wamflow(miniature, *slow, "asked", api=prefect_api)
+    until(lambda: "working" in log_of(miniature, "asked"))
+    asked.send_signal(signal.SIGTERM)
+    code, message = failed(asked)
+    assert code == 13 and "stopped" in message
+    assert json.loads((miniature / ".wamflow/miniature.json").read_text())["steps"] > 0
+    assert processes_of(miniature) == []
+
+    killed = wamflow(miniature, *slow, "killed", api=prefect_api)
+    until(lambda: "working" in log_of(miniature, "killed"))
+    assert len(processes_of(miniature)) >= 4
+    killed.kill()
+    killed.communicate()
+    until(lambda: not processes_of(miniature))
+
+
+def log_of(project: Path, run: str) -> str:
+    log = project / ".runs" / run / "report" / "pretraining.log"
+    return log.read_text() if log.exists() else ""
+
+
+def processes_of(project: Path) -> list[psutil.Process]:
+    """Stage processes of any run of a project."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            worktree = process.environ().get("WAMFLOW_WORKTREE", "")
+            if worktree.startswith(str(project)) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def until(condition: Callable[[], object], limit_s: float = 60.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_without_a_server_a_temporary_one_comes_and_goes(miniature: Path) -> None:
+    """Two at once, from nothing: each gets a database of its own, and no server stays."""
+    runs = [wamflow(miniature, "run", "--json", "--name", name) for name in ("one", "two")]
+    for run in runs:
+        assert finished(run)["reports"]["pretraining"] == {"result": 12.0}
+    assert {p.name for p in (miniature / ".wamflow/prefect").glob("prefect*.db")} == {
+        "prefect.db",
+        "prefect-1.db",
+    }
+    assert servers_of(miniature) == []
+
+
+def servers_of(project: Path) -> list[psutil.Process]:
+    """Prefect servers whose database lies in the project."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            url = process.environ().get("PREFECT_SERVER_DATABASE_CONNECTION_URL", "")
+        except psutil.Error:
+            continue
+        if str(project) in url and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
+
+
+@pytest.mark.slow
+def test_up_serves_the_form_with_a_paused_schedule(miniature: Path) -> None:
+    """A person's way: the form in the UI starts a run; the end of `up` ends everything."""
+    from flows import server
+
+    port = server._free_port()
+    up = wamflow(miniature, "up", "--port", str(port))
+    api = f"http://127.0.0.1:{port}/api"
+    assert up.stdout
+    assert f"http://127.0.0.1:{port}" in up.stdout.readline()
+    found: list[dict[str, Any]] = []
+    until(lambda: found.extend(ask(api, "deployments/filter", {})) or found)
+    (deployment,) = found
+    assert [s["active"] for s in deployment["schedules"]] == [False]
+    form = deployment["parameter_openapi_schema"]
+    section = form["properties"]["sampling"]
+    assert section["default"] == {"temperature": 2.0}
+    assert section["description"] == "Values of the stage sampling."
+    shown = form["definitions"]["Sampling"]["properties"]["temperature"]
+    assert (shown["maximum"], shown["default"]) == (10, 2.0)
+
+    second = wamflow(miniature, "up", "--port", str(port))
+    code, message = failed(second)
+    assert code == 10 and "up already" in message
+
+    body = {"parameters": {"name": "from-the-form", "sampling": {"temperature": 7.0}}}
+    run = ask(api, f"deployments/{deployment['id']}/create_flow_run", body)
+    done = ("COMPLETED", "FAILED", "CRASHED")
+    until(lambda: state_of(api, run["id"]) in done, LIMIT_S)
+    assert state_of(api, run["id"]) == "COMPLETED"
+    report = json.loads(git(miniature, "show", "run/from-the-form:metrics/sampling.json"))
+    assert report == {"total": 42.0}
+    up.send_signal(signal.SIGINT)
+    up.communicate(timeout=60)
+    until(lambda: not servers_of(miniature))
+
+
+def state_of(api: str, run: str) -> str:
+    with urllib.request.urlopen(f"{api}/flow_runs/{run}") as answer:
+        return str(json.load(answer)["state"]["type"])

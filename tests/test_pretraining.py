@@ -1,0 +1,278 @@
+"""Pretraining: the receipt is followed to the draw, and no way of dying changes what comes out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from components import lerobot, records
+from components.errors import DataError, UserError
+from components.normalisation import Normalisation, quantiles
+from components.outputs import sha256, sha256_folder, write_json
+from components.pretraining import checkpoints, stage, view
+from components.pretraining.event_plans import event_plans
+from components.pretraining.windows import Windows
+from components.stations.recording import encode
+from tests.made_episodes import arm, through
+
+ROOT = Path(__file__).parents[1]
+EPISODES, FRAMES, STEPS, BATCH = 5, 40, 24, 8
+VALUES = {
+    "model": {
+        "width": 32, "depth": 2, "heads": 2, "key_px": 24, "key_patch_px": 12, "future_px": 12,
+        "future_patch_px": 6, "future_frames": 2, "action_patch_steps": 4, "max_steps": 20,
+        "action_samples": 2, "anchor_probability": 0.5,
+    },
+    "processes": 2, "device": "cpu", "batch_size": BATCH, "seed": 3, "muon_lr": 0.002,
+    "adamw_lr": 0.001, "momentum": 0.9, "weight_decay": 0.01, "warmup": 0.1, "cooldown": 0.3,
+    "clip_norm": 1.0, "ema": 0.9, "start_anchors": 0.2, "caption_drop_short": 0.9,
+    "caption_drop_long": 0.1, "denoise_steps": 2, "checkpoint_every": 5,
+}  # fmt: skip
+CONFIG = stage.Config.model_validate(VALUES)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Episodes with pictures of a moving bar, two events each, captions and a receipt."""
+    root = tmp_path_factory.mktemp("data")
+    made = []
+    for index in range(EPISODES):
+        shift = 0.02 * index
+        path = through([(0, 0, 0), (0.1 + shift, 0, 0), (0.1, 0.2, 0)], [0.25, 0.25], 80.0)[:FRAMES]
+        episode = arm(path, episode_id=f"{index:020d}")
+        frames = [np.full((24, 24, 3), 30, np.uint8) for _ in range(FRAMES)]
+        for t, frame in enumerate(frames):
+            frame[:, (t + index) % 20 : (t + index) % 20 + 4] = 220
+        video = root / f"{index}.mp4"
+        encode(video, frames, 80.0)
+        velocity = np.gradient(path, axis=0).astype(np.float32) * 50
+        action = np.column_stack([velocity, np.full(FRAMES, -1, np.float32)])
+        made.append(
+            lerobot.Recording(
+                episode.task, episode.timestamps_s, episode.state, action,
+                {"observation.images.top": video},
+            )
+        )  # fmt: skip
+    folder = root / "episodes" / "arm"
+    folder.mkdir(parents=True)
+    names = episode.state_names, episode.action_names
+    lerobot.write(
+        folder, made, robot_type="arm", fps=80.0, state_names=names[0], action_names=names[1]
+    )
+    _tables(root)
+    return root
+
+
+def _tables(root: Path) -> None:
+    ids = [f"{index:020d}" for index in range(EPISODES)]
+    manifest = [
+        {
+            "episode_id": e, "source": "s", "source_uri": "s", "source_version": "v",
+            "embodiment": "arm", "episode_index": i, "task": "open the door", "n_frames": FRAMES,
+            "duration_s": (FRAMES - 1) / 80, "fps": 80.0, "operator": "", "origins": ["s"],
+        }
+        for i, e in enumerate(ids)
+    ]  # fmt: skip
+    records.write(
+        root / "episodes/manifest.parquet", manifest, records.MANIFEST, sort_by="episode_id"
+    )
+    plan, captions = [], []
+    for index, episode in enumerate(ids):
+        for start, end, text in ((0, 20, "open the door: reach"), (20, 40, "open the door: pull")):
+            event = records.event_id(episode, start / 80, end / 80)
+            held_out = index == EPISODES - 1
+            plan.append(
+                {
+                    "event_id": event, "episode_id": episode, "weight": 0.0 if held_out else 0.125,
+                    "draws": 0 if held_out else STEPS * BATCH // 8,
+                    "split": "validation" if held_out else "train",
+                    "start_s": start / 80, "end_s": end / 80, "start_frame": start,
+                    "end_frame": end, "joint_cluster": 0, "action_cluster": 0,
+                }
+            )  # fmt: skip
+            captions.append(
+                {
+                    "event_id": event, "level": "action", "text": text, "captioner": "test",
+                    "model_digest": "", "prompt_digest": "", "checks": "{}",
+                }
+            )  # fmt: skip
+    schema = records.PLAN
+    for name in ("start_s", "end_s", "start_frame", "end_frame", "joint_cluster", "action_cluster"):
+        if name not in schema.names:
+            schema = schema.append(records.EVENTS.field(name) if name in records.EVENTS.names
+                                   else records.CLUSTERS.field(name))  # fmt: skip
+    records.write(root / "plan/plan.parquet", plan, schema, sort_by="event_id")
+    records.write(root / "captions/captions.parquet", captions, records.CAPTIONS, "event_id")
+    digest = sha256(root / "plan/plan.parquet")
+    write_json(root / "plan/receipt.json", {"plan_sha256": digest, "seed": 11})
+
+
+@pytest.fixture(scope="module")
+def windows(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Windows:
+    folder = tmp_path_factory.mktemp("view")
+    view.build(data / "episodes", data / "captions", data / "plan", folder, CONFIG)
+    return Windows(folder, CONFIG)
+
+
+def start(data: Path, place: Path, store: Path) -> subprocess.Popen[str]:
+    """The stage as `dvc repro` would start it, in a folder of its own."""
+    place.mkdir(exist_ok=True)
+    (place / "params.yaml").write_text(yaml.safe_dump({"pretraining": VALUES}))
+    paths = [str(data / name) for name in ("episodes", "captions", "plan")]
+    return subprocess.Popen(
+        [sys.executable, "-m", "components", "pretraining", *paths, "checkpoint"],
+        cwd=place, text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "WAMFLOW_STORE": str(store),
+                          "WANDB_MODE": "disabled"},
+    )  # fmt: skip
+
+
+def wait_for_checkpoint(store: Path, beyond: int) -> None:
+    """Until a checkpoint of more than `beyond` steps is committed."""
+    deadline = time.monotonic() + 240
+    while not any(int(p.parent.name) > beyond for p in store.rglob("commit.json")):
+        assert time.monotonic() < deadline, "no checkpoint was committed in 240 s"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_and_stopped_trainings_end_as_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
+    undisturbed = start(data, tmp_path / "a", tmp_path / "store_a")
+    log, _ = undisturbed.communicate(timeout=300)
+    assert undisturbed.returncode == 0, log
+    store = tmp_path / "store_b"
+    killed = start(data, tmp_path / "b", store)
+    wait_for_checkpoint(store, beyond=0)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert not (tmp_path / "b" / "checkpoint").exists()
+    stopped = start(data, tmp_path / "b", store)
+    log = ""
+    assert stopped.stdout
+    for line in stopped.stdout:  # stop it as soon as it trains
+        log += line
+        if "Muon has" in line:
+            os.kill(stopped.pid, signal.SIGTERM)
+    stopped.stdout.close()
+    code = stopped.wait(timeout=300)
+    assert code in (0, 13), log  # 0 only where the last step was done before the signal came
+    resumed = start(data, tmp_path / "b", store)
+    log, _ = resumed.communicate(timeout=300)
+    assert resumed.returncode == 0, log
+    assert "from step" in log and "from step 0" not in log
+    assert sha256_folder(tmp_path / "a/checkpoint") == sha256_folder(tmp_path / "b/checkpoint")
+    _follows_the_receipt(data, tmp_path / "a")
+
+
+def _follows_the_receipt(data: Path, place: Path) -> None:
+    receipt = json.loads((place / "checkpoint/receipt.json").read_text())
+    assert receipt["plan_sha256"] == sha256(data / "plan/plan.parquet")
+    assert receipt["draws"] == receipt["planned_draws"] == STEPS * BATCH
+    exposure = pq.read_table(place / "checkpoint/exposure.parquet").to_pandas()
+    assert (exposure["draws"] == exposure["planned_draws"]).all()
+    report = json.loads((place / "metrics/pretraining.json").read_text())
+    assert report["loss_last"] < report["loss_first"]
+    assert report["validation_action_loss"] is not None
+    weights = load_file(place / "checkpoint/model.safetensors")
+    assert all(torch.isfinite(w).all() for w in weights.values())
+
+
+def test_every_planned_draw_is_made_once_whatever_the_world_size(windows: Windows) -> None:
+    drawn = np.bincount(np.concatenate([windows.drawn(s) for s in range(windows.steps)]))
+    planned = windows.arrays["event_draws"]
+    assert (drawn == planned[: len(drawn)]).all() and drawn.sum() == planned.sum()
+    one = windows.batch(3, 0, 1)
+    two = [windows.batch(3, rank, 2) for rank in range(2)]
+    for name in ("keyframes", "future", "state", "actions", "length", "text"):
+        both = torch.stack([getattr(b, name) for b in two], dim=1).flatten(0, 1)
+        assert torch.equal(getattr(one, name), both), name
+
+
+def test_windows_hold_the_recorded_signals(windows: Windows, data: Path) -> None:
+    batch = windows.validation()
+    assert batch is not None and len(batch) == 2
+    held_out = pq.read_table(data / "episodes/arm/data/chunk-000/file-000.parquet").to_pandas()
+    held_out = held_out[held_out["episode_index"] == EPISODES - 1]
+    robot = Normalisation.from_dict(windows.info["normalisation"]["arm"])
+    starts = windows.arrays["event_start"][windows.arrays["event_validation"]]
+    for row, first in enumerate(starts):
+        recorded = np.stack(held_out["action"].to_list())[first : first + 20]
+        shown = robot.action_in_units(batch.actions[row].numpy())
+        inside = np.abs(robot.action(recorded)) < 1.5  # what is further out was clipped
+        assert np.allclose(shown[inside], recorded[inside], atol=1e-4)
+        bar = (batch.keyframes[row, 0, 0] > 0).float().mean(0) > 0.5
+        assert bar.nonzero().min() == (first + EPISODES - 1) % 20  # the picture of that very frame
+
+
+def test_a_receipt_that_names_another_plan_is_refused(data: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan"
+    plan.mkdir()
+    (plan / "plan.parquet").write_bytes((data / "plan/plan.parquet").read_bytes())
+    write_json(plan / "receipt.json", {"plan_sha256": "0" * 64, "seed": 0})
+    with pytest.raises(DataError, match="names plan 000000000000"):
+        view.build(data / "episodes", data / "captions", plan, tmp_path, CONFIG)
+
+
+def test_draws_that_fill_no_whole_batch_are_refused(windows: Windows) -> None:
+    folder = Path(windows.frames.filename).parent  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"multiple of pretraining\.batch_size"):
+        Windows(folder, stage.Config.model_validate(VALUES | {"batch_size": 7}))
+
+
+def test_unmarked_and_damaged_checkpoints_are_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checkpoints.latest(tmp_path) is None
+    for step in (1, 2, 3):
+        checkpoints.save(tmp_path, step, {"x": torch.full((4,), float(step))})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000002", "00000003"]
+    (tmp_path / "00000004").mkdir()
+    torch_file = tmp_path / "00000003" / "state.safetensors"
+    torch_file.write_bytes(torch_file.read_bytes()[:-1] + b"\xff")
+    found = checkpoints.latest(tmp_path)
+    assert found is not None
+    assert found[0] == 2 and found[1]["x"].tolist() == [2.0] * 4
+    said = capsys.readouterr().out
+    assert "00000004 has no commit marker" in said and "00000003 is damaged" in said
+
+
+def test_normalisation_is_the_quantile_range_and_its_inverse() -> None:
+    random = np.random.default_rng(0)
+    episode = arm(random.normal(size=(1000, 3)) * [1, 10, 0])
+    robot = quantiles([episode])["metaworld-sawyer"]
+    low, high = np.quantile(episode.state[:, 1], [0.01, 0.99])
+    scaled = robot.state(np.array([[0, low, 0, 1], [0, high, 0, 1]], np.float32))
+    assert np.allclose(scaled[:, 1], [-1, 1], atol=1e-5)
+    assert np.isfinite(robot.state(episode.state)).all()  # the third axis never moved
+    inside = np.array([[0.1, -0.2, 0.3, -1.0]], np.float32)
+    assert np.allclose(robot.action_in_units(robot.action(inside)), inside, atol=1e-5)
+
+
+def test_event_plans_are_the_usual_sequence_of_the_training_split(data: Path) -> None:
+    manifest = records.read(data / "episodes/manifest.parquet", records.MANIFEST)
+    plan = records.read(data / "plan/plan.parquet", records.PLAN)
+    by_event = {
+        row["event_id"]: row["text"]
+        for row in records.read(data / "captions/captions.parquet", records.CAPTIONS).to_pylist()
+    }
+    texts = [by_event[event] for event in plan["event_id"].to_pylist()]
+    usual = ["open the door: reach", "open the door: pull"]
+    assert event_plans(manifest, plan, texts) == {"open the door": usual}
+    held_out = [
+        f"{text}!" if split == "validation" else text
+        for text, split in zip(texts, plan["split"].to_pylist(), strict=True)
+    ]
+    assert event_plans(manifest, plan, held_out) == {"open the door": usual}

@@ -1,0 +1,100 @@
+"""The listing of the sources against an independent one, and what is wrong with sources."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from components import outputs
+from components.errors import UserError
+from flows import snapshot
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A folder of files that are older than the snapshot's distrust."""
+    folder = tmp_path / "recordings" / "robot"
+    (folder / "meta").mkdir(parents=True)
+    (folder / "b.bin").write_bytes(b"b" * 1000)
+    (folder / "meta" / "info.json").write_text("{}")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "lock").write_text("no data")
+    old = time.time() - 100
+    for path in folder.rglob("*"):
+        os.utime(path, (old, old))
+    return folder
+
+
+def write(tmp_path: Path, *sources: str) -> dict[str, list[dict[str, object]]]:
+    shared = tmp_path / ".wamflow"
+    shared.mkdir(exist_ok=True)
+    target = snapshot.write(list(sources), tmp_path, tmp_path / "inputs/sources.json", shared)
+    listed: dict[str, list[dict[str, object]]] = json.loads(target.read_text())
+    return listed
+
+
+def test_every_object_is_listed_with_its_digest(tmp_path: Path, source: Path) -> None:
+    said = subprocess.run(
+        ["sha256sum", "b.bin", "meta/info.json"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    expected = {line.split()[1]: line.split()[0] for line in said.splitlines()}
+    (listed,) = write(tmp_path, "recordings/robot")["sources"]
+    assert (listed["uri"], listed["name"]) == (str(source), "robot")
+    objects = listed["objects"]
+    assert isinstance(objects, list)
+    assert {o["path"]: o["sha256"] for o in objects} == expected
+    assert [o["path"] for o in objects] == ["b.bin", "meta/info.json"]
+    assert [o["size"] for o in objects] == [1000, 2]
+
+
+def test_a_second_snapshot_reads_nothing_again(
+    tmp_path: Path, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = write(tmp_path, str(source))
+    read: list[Path] = []
+
+    def noted(path: Path) -> str:
+        read.append(path)
+        return outputs.sha256(path)
+
+    monkeypatch.setattr(snapshot, "sha256", noted)
+    assert write(tmp_path, str(source)) == first
+    assert read == []
+    (source / "b.bin").write_bytes(b"c" * 1000)
+    changed = write(tmp_path, str(source))
+    assert read == [source / "b.bin"]
+    digest = hashlib.sha256(b"c" * 1000).hexdigest()
+    assert digest in json.dumps(changed)
+
+
+def test_a_file_that_just_changed_is_not_trusted(tmp_path: Path, source: Path) -> None:
+    """Same size, same time stamp, other content: possible within a clock tick only."""
+    path = source / "b.bin"
+    path.write_bytes(b"1" * 10)
+    stamp = path.stat().st_mtime_ns
+    write(tmp_path, str(source))
+    with path.open("r+b") as file:
+        file.write(b"2" * 10)
+    os.utime(path, ns=(stamp, stamp))
+    digest = hashlib.sha256(b"2" * 10).hexdigest()
+    assert digest in json.dumps(write(tmp_path, str(source)))
+
+
+def test_what_is_wrong_with_a_source_is_said(tmp_path: Path, source: Path) -> None:
+    target = tmp_path / "inputs/sources.json"
+    with pytest.raises(UserError, match="no such folder"):
+        write(tmp_path, "recordings/nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty"):
+        write(tmp_path, str(source), "empty")
+    assert not target.exists(), "no half-written listing"
