@@ -56,6 +56,8 @@ class Clip:
         try:
             with av.open(str(self.path)) as container:
                 stream = container.streams.video[0]
+                if stream.codec_context is None:
+                    raise ValueError("no decoder for it")
                 stream.codec_context.thread_count = 1
                 height, width = size or (stream.codec_context.height, stream.codec_context.width)
                 images = np.empty((len(wanted), height, width, 3), np.uint8)

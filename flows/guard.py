@@ -1,10 +1,10 @@
 """Keeps one command, and everything it started, from outliving whoever asked for it.
 
-Run by path with `python -I guard.py LIFE_FD GRACE_S ORPHAN_GRACE_S WHO COMMAND...`; standard library
+Run by path: `python -I guard.py LIFE_FD GRACE_S ORPHAN_GRACE_S WHO COMMAND...`; standard library
 only, so that it starts at once and belongs to no worktree. `LIFE_FD` is the reading end of a pipe
 whose other end the caller holds: its end of file means that the caller is gone, however it died.
 
-- SIGTERM or SIGINT: SIGTERM goes to `WHO`, and after `GRACE_S` seconds what is left is killed. WHO is
+- SIGTERM or SIGINT: SIGTERM goes to `WHO`; after `GRACE_S` seconds what is left is killed. WHO is
   `work`, what the command started (`dvc repro` itself would abandon its stage), or `both`.
 - The caller is gone: the same, with `ORPHAN_GRACE_S`.
 - The command has ended: what it left behind (torchrun's workers have their own sessions) is ended.
@@ -50,7 +50,8 @@ def main(life: int, grace_s: float, orphan_grace_s: float, who: str, command: li
             asked |= _stop(child.pid, who, asked)
             deadline = min(deadline, time.monotonic() + (orphan_grace_s if gone else grace_s))
         code = _reap(child.pid)
-    _end_leftovers(asked, min(deadline, time.monotonic() + LEFTOVER_GRACE_S))
+    stopping = deadline < float("inf")
+    _end_leftovers(asked, deadline if stopping else time.monotonic() + LEFTOVER_GRACE_S)
     return 128 + signal.SIGKILL if code is None else code
 
 

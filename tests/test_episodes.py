@@ -113,9 +113,9 @@ def test_no_times_give_no_frames_and_sizes_are_kept(video: Path) -> None:
 
 
 def test_a_video_without_presentation_times_is_one_clear_error(tmp_path: Path) -> None:
-    path = tmp_path / "clip.h264"  # a bare stream has no clock
+    path = tmp_path / "clip.avi"  # it knows decoding times only
     encode(path, "libx264", H264)
-    with pytest.raises(DataError, match=r"clip\.h264: not a readable video.*presentation time"):
+    with pytest.raises(DataError, match=r"clip\.avi: not a readable video.*presentation time"):
         Clip(path, 0.0).frames(np.array([0.0, 1.0, 5.0]))
 
 

@@ -214,9 +214,15 @@ def test_up_serves_the_form_with_a_paused_schedule(miniature: Path) -> None:
     assert state_of(api, run["id"]) == "COMPLETED"
     report = json.loads(git(miniature, "show", "run/from-the-form:metrics/sampling.json"))
     assert report == {"total": 42.0}
+
+    body = {"parameters": {"name": "slow", "pretraining": {"seconds": 60.0}}}
+    ask(api, f"deployments/{deployment['id']}/create_flow_run", body)
+    until(lambda: "working" in log_of(miniature, "slow"))
     up.send_signal(signal.SIGINT)
     up.communicate(timeout=60)
-    until(lambda: not servers_of(miniature))
+    saved = json.loads((miniature / ".wamflow/miniature.json").read_text())
+    assert saved["steps"] > 0, "the stage was asked to end, and saved"
+    assert processes_of(miniature) == [] and servers_of(miniature) == []
 
 
 def state_of(api: str, run: str) -> str:

@@ -101,6 +101,7 @@ def encode(path: Path, grey: list[int], gop: int = 6, b_frames: int = 2, height:
         stream.width, stream.height, stream.pix_fmt = 48, height, "yuv420p"
         stream.codec_context.thread_count = 1
         stream.options = {"g": str(gop), "bf": str(b_frames), "crf": "5", "threads": "1"}
+        stream.options |= {"x264-params": "b-adapt=0:scenecut=0"}  # flat pictures have none else
         for value in grey:
             image = np.full((height, 48, 3), value, np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
@@ -231,7 +232,7 @@ def test_a_real_recording_on_an_irregular_clock_keeps_row_and_picture_together(
     episodes = Episodes(tmp_path / "a/episodes")
     for number in (0, 7, 11):
         episode = episodes[episodes.ids[number]]
-        assert np.diff(episode.timestamps_s).std() > 0.01
+        assert np.diff(episode.timestamps_s).std() > 0.005
         clip = episode.clips["observation.images.top"]
         rows = [0, 1, 30, 97, len(episode) - 2, len(episode) - 1]
         path = sources[source_index(tmp_path / "a", number)]
@@ -580,7 +581,7 @@ def test_pictures_take_the_irregular_times_of_their_rows(tmp_path: Path) -> None
             shown = episode.clips[CAMERA].frames(episode.timestamps_s).mean(axis=(1, 2, 3))
             assert shown == pytest.approx([brightness(index, k) for k in range(ROWS)], abs=3)
             start_s = episode.clips[CAMERA].start_s
-            own_s = times(files[0])[ROWS * number : ROWS * (number + 1)]
+            own_s = times(files[0])[ROWS * index : ROWS * (index + 1)]
             assert own_s - start_s == pytest.approx(episode.timestamps_s, abs=1e-4)
         assert episodes.ids == Episodes(tmp_path / "a/episodes").ids
 
