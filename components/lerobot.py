@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from components import lerobot_stats
 from components.outputs import write_json, write_table
-from components.packets import Joiner, Shape, Span
+from components.packets import Joiner, Shape, Span, video_stream
 
 DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
@@ -266,8 +266,8 @@ def _camera(path: Path, fps: float) -> dict[str, Any] | None:
     """The feature of a camera by what its video really is; None where the video is damaged."""
     try:
         with av.open(str(path)) as container:
-            shape = Shape.of(container.streams.video[0])
-    except (av.FFmpegError, IndexError):
+            shape = Shape.of(video_stream(container))
+    except (av.FFmpegError, IndexError, ValueError):
         return None
     return {
         "dtype": "video",

@@ -42,9 +42,17 @@ class Step(NamedTuple):
     inside: bool
 
 
+def video_stream(container: Any) -> Any:
+    """The first stream of pictures. IndexError when none, ValueError of no known codec."""
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise ValueError("no decoder for the video")
+    return stream
+
+
 def walk(container: Any, span: Span) -> Iterator[Step]:
     """Packets of a span, from the key frame where decoding begins. av.FFmpegError when damaged."""
-    stream = container.streams.video[0]
+    stream = video_stream(container)
     low, high = _limits(stream, span)
     if span.start_s:
         container.seek(max(math.floor(low), 0), stream=stream, backward=True)

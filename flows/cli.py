@@ -36,7 +36,9 @@ Where = Annotated[str, typer.Option(help="local or kubernetes: where stages with
 
 @app.command()
 def demo(
-    episodes: Annotated[int, typer.Option(min=1, help="Good episodes to record.")] = 100,
+    episodes: Annotated[int, typer.Option(min=3, help="Good episodes to record.")] = 100,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first recorded scene.")] = 0,
+    tasks: Annotated[str, typer.Option(help="By comma; four tasks unless given.")] = "",
     as_json: Json = False,
 ) -> None:
     """Record demonstrations in simulation unless they are there, then run the whole chain."""
@@ -49,7 +51,8 @@ def demo(
         from components.stations import recording
 
         print(f"recording {episodes} episodes and 3 broken ones to {recordings}", file=sys.stderr)
-        recording.record_demo(recordings, episodes)
+        names = tuple(tasks.split(",")) if tasks else recording.DEMO_TASKS
+        recording.record_demo(recordings, episodes, seed, names)
     _run_flow({}, "HEAD", None, "local", as_json=as_json)
 
 

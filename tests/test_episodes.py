@@ -112,11 +112,16 @@ def test_no_times_give_no_frames_and_sizes_are_kept(video: Path) -> None:
     assert Clip(video, 0.0).frames(np.array([0.0, 1.0]), (24, 32)).shape == (2, 24, 32, 3)
 
 
-def test_a_video_without_presentation_times_is_one_clear_error(tmp_path: Path) -> None:
-    path = tmp_path / "clip.avi"  # it knows decoding times only
-    encode(path, "libx264", H264)
-    with pytest.raises(DataError, match=r"clip\.avi: not a readable video.*presentation time"):
-        Clip(path, 0.0).frames(np.array([0.0, 1.0, 5.0]))
+def test_a_video_without_presentation_times_is_one_clear_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bare stream has no clock: it cannot be sought, and its frames have no times."""
+    clip = Clip(encode(tmp_path / "clip.h264", "libx264", H264), 0.0)
+    with pytest.raises(DataError, match=r"clip\.h264: not a readable video"):
+        clip.frames(np.array([0.0, 1.0, 5.0]))
+    monkeypatch.setattr(episodes, "_packets", lambda container, stream, _: container.demux(stream))
+    with pytest.raises(DataError, match=r"clip\.h264.*without presentation time"):
+        clip.frames(np.array([0.0, 1.0, 5.0]))
 
 
 @pytest.mark.parametrize("content", [b"", b"no video\n" * 99])

@@ -15,6 +15,8 @@ import psutil
 import pytest
 import yaml
 
+from components.stations import recording
+from flows import graph, retrain, server, supervisor, workspace
 from tests.conftest import git, wamflow
 
 LIMIT_S = 120
@@ -185,8 +187,6 @@ def servers_of(project: Path) -> list[psutil.Process]:
 @pytest.mark.slow
 def test_up_serves_the_form_with_a_paused_schedule(miniature: Path) -> None:
     """A person's way: the form in the UI starts a run; the end of `up` ends everything."""
-    from flows import server
-
     port = server._free_port()
     up = wamflow(miniature, "up", "--port", str(port))
     api = f"http://127.0.0.1:{port}/api"
@@ -223,6 +223,28 @@ def test_up_serves_the_form_with_a_paused_schedule(miniature: Path) -> None:
     saved = json.loads((miniature / ".wamflow/miniature.json").read_text())
     assert saved["steps"] > 0, "the stage was asked to end, and saved"
     assert processes_of(miniature) == [] and servers_of(miniature) == []
+
+
+@pytest.mark.slow
+def test_the_first_real_stages_come_back_in_a_second_run(checkout: Path) -> None:
+    """Recordings of the simulated station through ingestion and segmentation, twice."""
+    recording.record("metaworld", ["reach"], 2, checkout / "recordings" / "few")
+    changes = {"ingestion": {"sources": ["recordings/few"]}}
+    found = []
+    for name in ("one", "two"):
+        with workspace.opened(checkout, name=name) as run:
+            retrain.prepare(run, changes)
+            for stage in ("ingestion", "segmentation"):
+                if restored := graph.restore(run.worktree, stage):
+                    assert name == "two"
+                else:
+                    supervisor.reproduce(stage, run, log=print)
+                found.append((stage, restored, digests(run.worktree)[stage]))
+            report = json.loads((run.worktree / "metrics/ingestion.json").read_text())
+            assert report["episodes"] == 2
+    (first, second), (again, also) = found[:2], found[2:]
+    assert (first[1], second[1], again[1], also[1]) == (False, False, True, True)
+    assert (first[2], second[2]) == (again[2], also[2])
 
 
 def state_of(api: str, run: str) -> str:

@@ -23,14 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from components import lerobot, params, records
-from components.episodes import Episodes
+from components.episodes import Clip, Episodes
 from components.errors import DataError, UserError, WamflowError
 from components.ingestion import columns
 from components.ingestion.raw import relative_s
 from components.ingestion.reasons import Reason
 from components.ingestion.stage import Config, Report, run
 from components.outputs import sha256, sha256_folder
-from components.packets import Span
+from components.packets import Joiner, Span
 
 ROOT = Path(__file__).parents[1]
 SHARED = Path(__file__).parents[2] / "shared" / "data"
@@ -337,6 +337,10 @@ def cut(rows: dict[str, Any], length: int) -> None:
         rows[name] = rows[name][:length]
 
 
+def overwrite(path: Path, old: bytes, new: bytes) -> None:
+    path.write_bytes(path.read_bytes().replace(old, new))
+
+
 BROKEN: dict[str, tuple[Callable[[Path, int], object], Reason]] = {
     "nan": (
         lambda r, e: change(r, e, put("observation.state", 5, [0.0, float("nan"), 0.0])),
@@ -388,6 +392,10 @@ BROKEN: dict[str, tuple[Callable[[Path, int], object], Reason]] = {
     "no rows file": (lambda r, e: rows_file(r, e).unlink(), Reason.MISSING_DATA),
     "video cut off": (
         lambda r, e: video_file(r, e).write_bytes(video_file(r, e).read_bytes()[:700]),
+        Reason.UNREADABLE_VIDEO,
+    ),
+    "video of no known codec": (
+        lambda r, e: overwrite(video_file(r, e), b"avc1", b"zzzz"),
         Reason.UNREADABLE_VIDEO,
     ),
     "video of zero bytes": (
@@ -584,6 +592,21 @@ def test_pictures_take_the_irregular_times_of_their_rows(tmp_path: Path) -> None
             own_s = times(files[0])[ROWS * index : ROWS * (index + 1)]
             assert own_s - start_s == pytest.approx(episode.timestamps_s, abs=1e-4)
         assert episodes.ids == Episodes(tmp_path / "a/episodes").ids
+
+
+def test_rows_give_their_times_to_spans_that_begin_between_key_frames(tmp_path: Path) -> None:
+    """What only decoding needs goes before the first row, in a time of its own."""
+    grey = [brightness(e, row) for e in range(2) for row in range(ROWS)]
+    encode(tmp_path / "whole.mp4", grey, gop=20)
+    joiner = Joiner(lambda number: tmp_path / f"{number}.mp4", 10**9)
+    half_s, clocks = ROWS / FPS, [clock(number).astype(np.float64) for number in range(2)]
+    spans = [Span(tmp_path / "whole.mp4", at_s, at_s + half_s) for at_s in (0, half_s)]
+    placed = [joiner.append(span, rows_s) for span, rows_s in zip(spans, clocks, strict=True)]
+    joiner.close()
+    assert placed[1].start_s >= placed[0].end_s + 4 / FPS  # behind four that are never shown
+    for number, ((file, start_s, end_s), rows_s) in enumerate(zip(placed, clocks, strict=True)):
+        shown = Clip(tmp_path / f"{file}.mp4", start_s, end_s).frames(rows_s).mean(axis=(1, 2, 3))
+        assert shown == pytest.approx([brightness(number, k) for k in range(ROWS)], abs=3)
 
 
 def times(path: Path) -> np.ndarray:

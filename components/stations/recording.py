@@ -25,6 +25,7 @@ from components.stations.metaworld import SENTENCES, MetaworldStation, Truth
 from components.stations.station import Float
 
 EVALUATION_SEEDS = 1_000_000
+RETRY_SEEDS = 100_000  # an expert that fails is tried again so many seeds further
 DEMO_TASKS = ("door-open", "drawer-open", "window-open", "button-press-topdown")
 STEPS_AFTER_SUCCESS = 10
 MAX_STEPS = 400
@@ -37,49 +38,34 @@ class Job(NamedTuple):
     task: str
     seed: int
     folder: Path
-    noise: float
 
 
 Demonstration = tuple[lerobot.Recording, list[Truth]]
 
 
-def record(
-    station: str,
-    tasks: list[str],
-    episodes: int,
-    out: Path,
-    seed: int = 0,
-    noise: float = 0.0,
-) -> Path:
+def record(station: str, tasks: list[str], episodes: int, out: Path, seed: int = 0) -> Path:
     """Record `episodes` successful demonstrations in all, tasks in turn, to `out`; return `out`.
 
-    `noise` perturbs the arm (uniform within +-noise of the action's range, held for 8 steps) while
-    the expert's own command is what is recorded (DART, Laskey et al. 2017): the demonstrations
-    then show how to recover. UserError for an unknown station or task, or when `out` exists.
+    UserError for an unknown station or task, a seed kept for trials, or when `out` exists.
     """
     if station != "metaworld":
         raise UserError(f"record: unknown station {station!r}; expected metaworld.")
-    if unknown := [task for task in tasks if task not in SENTENCES]:
-        raise UserError(
-            f"record: unknown tasks {unknown}; expected some of {', '.join(SENTENCES)}."
-        )
-    if episodes < 1 or not tasks:
-        raise UserError(
-            f"record: expected at least 1 episode of 1 task; got {episodes} of {tasks}."
-        )
+    _refuse_existing(out)
     with tempfile.TemporaryDirectory() as scratch:
-        _write(out, _demonstrations(tasks, episodes, Path(scratch), seed, noise))
+        _write(out, _demonstrations(tasks, episodes, Path(scratch), seed))
     return out
 
 
-def record_demo(out: Path, episodes: int = 100, noise: float = 0.0) -> Path:
+def record_demo(
+    out: Path, episodes: int = 100, seed: int = 0, tasks: tuple[str, ...] = DEMO_TASKS
+) -> Path:
     """The recordings of `make demo`: four tasks, then three episodes broken on purpose at the end.
 
     The broken ones are copies of the first three: NaN in a signal, a video cut off in the middle,
     and a clock that jumps back. Ingestion must quarantine exactly these.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        good = _demonstrations(list(DEMO_TASKS), episodes, Path(scratch), 0, noise)
+        good = _demonstrations(list(tasks), max(episodes, 3), Path(scratch), seed)
         (nan, truth_0), (cut, truth_1), (jump, truth_2) = good[:3]
         state = nan.state.copy()
         state[len(state) // 2, 0] = np.nan
@@ -99,17 +85,30 @@ def record_demo(out: Path, episodes: int = 100, noise: float = 0.0) -> Path:
 
 
 def _demonstrations(
-    tasks: list[str], episodes: int, scratch: Path, seed: int, noise: float
+    tasks: list[str], episodes: int, scratch: Path, seed: int
 ) -> list[Demonstration]:
-    jobs = [Job(i, tasks[i % len(tasks)], seed + i, scratch, noise) for i in range(episodes)]
+    if unknown := [task for task in tasks if task not in SENTENCES]:
+        raise UserError(
+            f"record: unknown tasks {unknown}; expected some of {', '.join(SENTENCES)}."
+        )
+    if episodes < 1 or not tasks:
+        raise UserError(
+            f"record: expected an episode or more of some task; got {episodes} of {tasks}."
+        )
+    if not 0 <= seed <= RETRY_SEEDS - episodes:
+        raise UserError(f"record: expected a seed of 0 to {RETRY_SEEDS - episodes}; got {seed}.")
+    jobs = [Job(i, tasks[i % len(tasks)], seed + i, scratch) for i in range(episodes)]
     with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
         return pool.map(_episode, jobs, chunksize=4)
 
 
-def _write(out: Path, demonstrations: list[Demonstration]) -> None:
-    """The data set and the truth beside it. UserError when `out` exists."""
+def _refuse_existing(out: Path) -> None:
     if out.exists():
         raise UserError(f"record: {out} exists already; name a new folder or remove it.")
+
+
+def _write(out: Path, demonstrations: list[Demonstration]) -> None:
+    """The data set and the truth beside it."""
     out.parent.mkdir(parents=True, exist_ok=True)
     _write_truth(out.with_name(f"{out.name}.truth"), [truth for _, truth in demonstrations])
     with whole_folder(out) as folder:
@@ -126,7 +125,7 @@ def _write(out: Path, demonstrations: list[Demonstration]) -> None:
 def _episode(job: Job) -> Demonstration:
     """Record one success; an expert that fails is tried again on a later seed."""
     for attempt in range(10):
-        recording, truth = _attempt(job, job.seed + attempt * 100_000)
+        recording, truth = _attempt(job, job.seed + attempt * RETRY_SEEDS)
         if truth[-1].success:
             return recording, truth
     raise UserError(f"record: the expert of {job.task} failed on 10 seeds from {job.seed}.")
@@ -138,23 +137,20 @@ _stations: dict[int, MetaworldStation] = {}
 def _attempt(job: Job, seed: int) -> Demonstration:
     station = _stations.setdefault(0, MetaworldStation())
     station.reset(job.task, seed)
-    random = np.random.default_rng(seed)
     states: list[Float] = []
     actions: list[Float] = []
     truth: list[Truth] = []
     frames: dict[str, list[np.ndarray]] = {camera: [] for camera in station.cameras}
-    done_since, push = 0, np.zeros(4, np.float32)
+    done_since = 0
     while len(states) < MAX_STEPS and done_since <= STEPS_AFTER_SUCCESS:
         seen = station.observe()
         action = station.expert()
-        if len(states) % 8 == 0:
-            push[:3] = random.uniform(-job.noise, job.noise, 3)
         states.append(seen.state)
         actions.append(action)
         truth.append(station.truth())
         for camera, image in seen.images.items():
             frames[camera].append(image)
-        station.step(action + push)
+        station.step(action)
         done_since = done_since + 1 if station.succeeded() else 0
     videos = {}
     for camera, images in frames.items():
