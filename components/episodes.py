@@ -24,6 +24,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from av.video.reformatter import VideoReformatter
 
 from components import records
 from components.errors import DataError
@@ -62,8 +63,12 @@ class Clip:
                 height, width = size or (stream.codec_context.height, stream.codec_context.width)
                 images = np.empty((len(wanted), height, width, 3), np.uint8)
                 shown = _nearest(container, stream, wanted[order], self.end_s)
+                scaler = VideoReformatter()  # one thread: for small frames several cost more
                 for index, frame in zip(order, shown, strict=True):
-                    images[index] = _rgb(frame, height, width)
+                    image = scaler.reformat(
+                        frame, width, height, format="rgb24", interpolation="AREA", threads=1
+                    )
+                    images[index] = image.to_ndarray()
         except (av.FFmpegError, IndexError, ValueError) as error:
             raise DataError(f"{self.path}: not a readable video: {error}") from error
         return images
@@ -120,11 +125,6 @@ def _packets(container: Any, stream: Any, ticks: int) -> Iterator[Any]:
         if first.pts is None or first.pts <= ticks or earlier >= target:
             return itertools.chain([first], packets)
         target = earlier
-
-
-def _rgb(frame: Any, height: int, width: int) -> Frames:
-    image: Frames = frame.reformat(width, height, format="rgb24", interpolation="AREA").to_ndarray()
-    return image
 
 
 @dataclass(frozen=True)
