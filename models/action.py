@@ -38,8 +38,8 @@ class ActionBlock(nn.Module):
         x = x + g1 * within.unflatten(0, (b, s))
         views = self.views(modulate(x, s2, c2).flatten(1, 2), video, video_mask)
         x = x + g2 * views.unflatten(1, (s, n))
-        x = x + g3 * self.feed(modulate(x, s3, c3))
-        return x
+        out: Tensor = x + g3 * self.feed(modulate(x, s3, c3))
+        return out
 
 
 class ActionTower(nn.Module):

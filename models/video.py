@@ -43,8 +43,8 @@ class VideoBlock(nn.Module):
         mask = view_mask[:, :, None].expand(b, v, n).flatten(1)
         across = self.across(modulate(x, s2, c2).flatten(1, 2), mask=mask)
         x = x + g2 * across.unflatten(1, (v, n))
-        x = x + g3 * self.feed(modulate(x, s3, c3))
-        return x
+        out: Tensor = x + g3 * self.feed(modulate(x, s3, c3))
+        return out
 
 
 class Levels(NamedTuple):

@@ -6,6 +6,7 @@ WALL-WM (arXiv 2606.01955), event mode, coupled towers. Read `batch.py` for the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -16,6 +17,9 @@ from models.action import ActionTower
 from models.batch import Batch
 from models.flow_matching import add_noise, euler, masked_mean, velocity
 from models.video import VideoTower, patches
+
+VIDEO_WEIGHT = 0.1  # a small model spends itself on acting; the video still shapes its features
+LEFT_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,10 @@ class WorldActionModel(nn.Module):
 
     def losses(self, batch: Batch, random: torch.Generator) -> Losses:
         """Flow-matching losses of both towers and the loss of the time left."""
-        b, _v = batch.view_mask.shape
         future = patches(batch.future, self.shape.future_patch_px)
-        noise = torch.randn(future.shape, generator=random)
-        sigma = torch.rand(b, generator=random)
-        sigma = torch.where(
-            torch.rand(b, generator=random) < self.shape.anchor_probability, 1.0, sigma
-        )
+        noise = drawn(torch.randn, future, future.shape, random)
+        sigma = drawn(torch.rand, future, (2, len(batch)), random)
+        sigma = torch.where(sigma[0] < self.shape.anchor_probability, 1.0, sigma[1])
         predicted, features = self.video(
             batch.keyframes, add_noise(future, noise, sigma), sigma, batch.text, batch.view_mask
         )
@@ -96,15 +97,16 @@ class WorldActionModel(nn.Module):
         target = (batch.length * batch.step_s).log()
         left_loss = F.smooth_l1_loss(left, target, beta=0.2)
         action = self._action_loss(batch, features, mask, random)
-        return Losses(action + 0.1 * video + 0.1 * left_loss, action, video, left_loss)
+        total = action + VIDEO_WEIGHT * video + LEFT_WEIGHT * left_loss
+        return Losses(total, action, video, left_loss)
 
     def _action_loss(
         self, batch: Batch, features: list[Tensor], mask: Tensor, random: torch.Generator
     ) -> Tensor:
         """N_d noise draws of the action share one forward pass of the video."""
         clean = batch.actions[:, None].expand(-1, self.shape.action_samples, -1, -1)
-        noise = torch.randn(clean.shape, generator=random)
-        sigma = torch.rand(clean.shape[:2], generator=random)
+        noise = drawn(torch.randn, clean, clean.shape, random)
+        sigma = drawn(torch.rand, clean, clean.shape[:2], random)
         s = sigma[:, :, None, None]
         predicted = self.action(
             (1 - s) * clean + s * noise, sigma, batch.step_mask, batch.step_s, batch.state,
@@ -125,18 +127,17 @@ class WorldActionModel(nn.Module):
         """
         b, v = batch.view_mask.shape
         size = self.shape.future_px // self.shape.future_patch_px
-        noise = torch.randn(
-            b, v, self.shape.future_frames, size**2, 3 * self.shape.future_patch_px**2,
-            generator=random,
-        )  # fmt: skip
-        _, features = self.video(batch.keyframes, noise, torch.ones(b), batch.text, batch.view_mask)
+        keys = batch.keyframes
+        frames = (b, v, self.shape.future_frames, size**2, 3 * self.shape.future_patch_px**2)
+        noise = drawn(torch.randn, keys, frames, random)
+        _, features = self.video(keys, noise, keys.new_ones(b), batch.text, batch.view_mask)
         mask = self._feature_mask(batch, features[0])
         seconds = self.action.log_seconds_left(batch.state, batch.text, features[-1], mask).exp()
         length = (seconds / batch.step_s).round().clamp(1, self.shape.max_steps).long()
         patch = self.shape.action_patch_steps
         steps = math.ceil(int(length.max()) / patch) * patch
-        inside = torch.arange(steps)[None] < length[:, None]
-        start = torch.randn(b, steps, self.shape.action_width, generator=random)
+        inside = torch.arange(steps, device=keys.device)[None] < length[:, None]
+        start = drawn(torch.randn, keys, (b, steps, self.shape.action_width), random)
         actions = euler(
             lambda x, sigma: self.action(
                 x[:, None],
@@ -157,3 +158,10 @@ class WorldActionModel(nn.Module):
         """(B, M): the tokens of a camera that is not there are never read."""
         b, v = batch.view_mask.shape
         return batch.view_mask[:, :, None].expand(b, v, features.shape[1] // v).flatten(1)
+
+
+def drawn(
+    draw: Callable[..., Tensor], like: Tensor, size: Sequence[int], random: torch.Generator
+) -> Tensor:
+    """Random numbers on the device of `like`, drawn on the CPU: every device gets the same ones."""
+    return draw(tuple(size), generator=random).to(like.device)

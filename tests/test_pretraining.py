@@ -164,7 +164,7 @@ def test_killed_and_stopped_trainings_end_as_an_undisturbed_one(data: Path, tmp_
     assert stopped.stdout
     for line in stopped.stdout:  # stop it as soon as it trains
         log += line
-        if "Muon has" in line:
+        if "Muon: " in line:
             os.kill(stopped.pid, signal.SIGTERM)
     stopped.stdout.close()
     code = stopped.wait(timeout=300)

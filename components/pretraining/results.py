@@ -35,7 +35,7 @@ class Log:
         if self.training.rank == 0:
             hidden, rest = split(self.training.model)
             print(
-                f"pretraining: {self.training.windows.steps} steps from step {self.start}; Muon has "
+                f"pretraining: {self.training.windows.steps} steps from step {self.start}; Muon: "
                 f"{len(hidden)} hidden matrices, AdamW the {len(rest)} other parameters",
                 flush=True,
             )
@@ -79,7 +79,9 @@ class Log:
 def write(training: Training, out: Path) -> None:
     """The checkpoint folder: averaged weights, resolved configuration, receipt, curve, report."""
     info, config = training.windows.info, training.config
-    save_file({n: t.contiguous() for n, t in training.average.items()}, out / "model.safetensors")
+    save_file(
+        {n: t.contiguous().cpu() for n, t in training.average.items()}, out / "model.safetensors"
+    )
     write_json(
         out / "config.json",
         {
@@ -138,7 +140,7 @@ def _validation(training: Training) -> float | None:
         return None
     training.model.load_state_dict(training.average)
     random = torch.Generator().manual_seed(training.config.seed)
-    return float(training.model.losses(batch, random).action)
+    return float(training.model.losses(batch.to(training.device), random).action)
 
 
 def _text_encoder() -> dict[str, str]:

@@ -45,9 +45,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     """Values of the stage; the number of steps is the receipt's draws divided by batch_size."""
 
     model: ModelConfig
-    processes: int = Field(
-        ge=1, description="torchrun workers on this machine; it changes the bytes."
-    )
+    processes: int = Field(ge=1, description="torchrun workers in all; it changes the bytes.")
     device: Literal["cpu", "cuda"] = Field(description="Where the workers compute.")
     batch_size: int = Field(ge=1, description="Events in a step, all workers together.")
     seed: int = Field(ge=0, description="Of initial weights, anchors, caption drop and noise.")

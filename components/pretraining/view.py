@@ -59,15 +59,15 @@ def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Conf
     _decode(episodes, loaded, cameras, folder, config.model.key_px, first)
     rows = {episode_id: row for row, episode_id in enumerate(ids)}
     arrays = _signals(loaded, normalisation, cameras)
-    arrays |= dict(
-        first_frame=first,
-        event_episode=np.array([rows[e] for e in table["episode_id"].to_pylist()]),
-        event_start=table["start_frame"].to_numpy(),
-        event_end=table["end_frame"].to_numpy(),
-        event_draws=table["draws"].to_numpy(),
-        event_validation=pc.equal(table["split"], "validation").to_numpy(zero_copy_only=False),
-        text=features,
-    )
+    arrays |= {
+        "first_frame": first,
+        "event_episode": np.array([rows[e] for e in table["episode_id"].to_pylist()]),
+        "event_start": table["start_frame"].to_numpy(),
+        "event_end": table["end_frame"].to_numpy(),
+        "event_draws": table["draws"].to_numpy(),
+        "event_validation": pc.equal(table["split"], "validation").to_numpy(zero_copy_only=False),
+        "text": features,
+    }
     np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
     write_json(
         folder / "view.json",

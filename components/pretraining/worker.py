@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from components.errors import DivergedError, StoppedError, WamflowError
+from components.errors import DivergedError, StoppedError, UserError, WamflowError
 from components.pretraining import checkpoints, results
 from components.pretraining.stage import Config
 from components.pretraining.windows import Windows
@@ -34,7 +34,8 @@ class Training:
     def __init__(self, windows: Windows, config: Config) -> None:
         self.config, self.windows = config, windows
         torch.manual_seed(config.seed)
-        self.model = WorldActionModel(shape(windows, config))
+        self.device = torch.device(config.device, 0 if config.device == "cpu" else local_rank())
+        self.model = WorldActionModel(shape(windows, config)).to(self.device)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         hidden, rest = split(self.model)
         self.muon = Muon(hidden.values(), config.muon_lr, config.momentum, config.weight_decay)
@@ -47,7 +48,7 @@ class Training:
 
     def step(self, step: int) -> None:
         """One optimizer step on the batch of `step`; DivergedError when something is not finite."""
-        batch = self.windows.batch(step, self.rank, self.world_size)
+        batch = self.windows.batch(step, self.rank, self.world_size).to(self.device)
         drawn = torch.from_numpy(self.windows.drawn(step))
         self.exposure += torch.bincount(drawn, minlength=len(self.exposure))
         random = torch.Generator().manual_seed((self.config.seed << 40) + (step << 8) + self.rank)
@@ -55,7 +56,7 @@ class Training:
         losses.total.backward()
         terms = torch.stack([losses.total, losses.action, losses.video, losses.left]).detach()
         norm = self._reduce(terms)
-        self.curve[step] = torch.cat([terms, norm[None]])
+        self.curve[step] = torch.cat([terms, norm[None]]).cpu()
         if not torch.isfinite(self.curve[step]).all():
             raise DivergedError(
                 f"pretraining: step {step}: loss {terms.tolist()}, gradient norm {norm:.3g}; "
@@ -102,7 +103,7 @@ class Training:
         for name, optimizer in (("muon", self.muon), ("adamw", self.adamw)):
             for index, slots in optimizer.state_dict()["state"].items():
                 named |= {f"{name}.{index}.{slot}": value for slot, value in slots.items()}
-        return {n: t.contiguous() for n, t in named.items()} | {
+        return {n: t.contiguous().cpu() for n, t in named.items()} | {
             "curve": self.curve,
             "exposure": self.exposure,
         }
@@ -148,7 +149,7 @@ def train(windows: Windows, config: Config, key: str, out: Path | None) -> None:
         for step in range(start, windows.steps):
             training.step(step)
             log.after(step)
-            stop = _any_rank(bool(asked))
+            stop = _any_rank(bool(asked), training.device)
             if (step + 1) % config.checkpoint_every == 0 or stop:
                 _save(training, folder, step + 1)
             if stop:
@@ -166,11 +167,25 @@ def _save(training: Training, folder: Path, step: int) -> None:
     dist.barrier()
 
 
-def _any_rank(flag: bool) -> bool:
+def _any_rank(flag: bool, device: torch.device) -> bool:
     """True on every rank when it is on any, so that all stop after the same step."""
-    value = torch.tensor([float(flag)])
+    value = torch.tensor([float(flag)], device=device)
     dist.all_reduce(value)
     return bool(value.item())
+
+
+def local_rank() -> int:
+    """This worker's number on its machine, as torchrun sets it."""
+    return int(os.environ["LOCAL_RANK"])
+
+
+def _check_world(config: Config) -> None:
+    """The number of workers changes the bytes, so it must be the one that params.yaml says."""
+    if dist.get_world_size() != config.processes:
+        raise UserError(
+            f"pretraining: {dist.get_world_size()} workers were started (nodes x workers of each), "
+            f"but pretraining.processes is {config.processes}; make them equal."
+        )
 
 
 @contextmanager
@@ -194,8 +209,11 @@ def main(folder: Path) -> int:
     config = Config.model_validate(job["config"])
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(config.device == "cpu")
+    if config.device == "cuda":
+        torch.cuda.set_device(local_rank())
     dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
     try:
+        _check_world(config)
         out = Path(job["out"]) if job["out"] else None
         train(Windows(Path(job["view"]), config), config, job["key"], out)
     except WamflowError as error:
