@@ -18,8 +18,10 @@ SHOWN_EPISODES = 4
 
 def markdown(stage: str, desc: str, worktree: Path, outcome: str) -> str:
     """The stage's artifact: heading, picture, and the report's values."""
-    values = _table(report(worktree, stage))
-    parts = [f"## {stage}: {outcome}", desc, _picture(stage, worktree), values]
+    values = {k: v for k, v in report(worktree, stage).items() if v is not None}
+    said = [v for v in values.values() if isinstance(v, str) and " " in v]
+    table = _table({k: v for k, v in values.items() if v not in said})
+    parts = [f"## {stage}: {outcome}", desc, *said, _picture(stage, worktree), table]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -77,7 +79,7 @@ def _pretraining(worktree: Path, png: Path) -> None:
     from matplotlib.figure import Figure
 
     losses = pq.read_table(worktree / "data/checkpoint/losses.parquet").to_pydict()
-    steps = losses.pop("step")
+    steps, _ = losses.pop("step"), losses.pop("gradient_norm")
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
     for name, values in losses.items():
