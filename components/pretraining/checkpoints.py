@@ -11,8 +11,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -24,6 +27,23 @@ KEPT = 2
 def store(key: str) -> Path:
     """The folder of one training's checkpoints."""
     return Path(os.environ.get("WAMFLOW_STORE", ".wamflow")) / "checkpoints" / key
+
+
+@contextmanager
+def alone(key: str) -> Iterator[None]:
+    """One training of a key at a time on this machine; a second one waits, then goes on from it."""
+    folder = store(key)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"pretraining: the same training ({key}) runs already; waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save(folder: Path, step: int, state: dict[str, Tensor]) -> None:

@@ -89,10 +89,13 @@ def run(
     Errors: DataError for a receipt that does not fit the tables, DivergedError for NaN,
     StoppedError after SIGTERM (state saved). Ranks other than node 0 return None and write nothing.
     """
-    from components.pretraining import launch, view
+    from components.pretraining import checkpoints, launch, view
 
     key = launch.state_key(captions, plan, episodes, config)
-    with tempfile.TemporaryDirectory(prefix="wamflow-view-") as scratch:
+    with (
+        checkpoints.alone(key),
+        tempfile.TemporaryDirectory(prefix="wamflow-view-") as scratch,
+    ):
         view.build(episodes, captions, plan, Path(scratch), config)
         if not launch.is_first_node():
             launch.torchrun(Path(scratch), key, None, config)
