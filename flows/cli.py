@@ -142,20 +142,22 @@ def trace(
     as_json: Json = False,
 ) -> None:
     """Show what a model was made from, or which models an episode reached."""
-    from flows import lineage, lineage_tree, workspace
+    from flows import workspace
+    from flows.lineage import trace as tracing
+    from flows.lineage import tree
 
     if (model is None) == (episode is None):
         raise UserError("trace: expected a MODEL or --episode ID; see `wamflow trace --help`.")
     project = workspace.project()
     if model is not None:
-        forwards = lineage.trace_model(project, model)
-        shown = None if as_json else lineage_tree.render_model(forwards, everything)
-        _show(lineage.to_json(forwards), shown)
+        forwards = tracing.trace_model(project, model)
+        shown = None if as_json else tree.render_model(forwards, everything)
+        _show(tracing.to_json(forwards), shown)
         raise typer.Exit(forwards.findings.exit_code)
     if episode is not None:
-        backwards = lineage.trace_episode(project, episode)
-        shown = None if as_json else lineage_tree.render_episode(backwards, everything)
-        _show(lineage.to_json(backwards), shown)
+        backwards = tracing.trace_episode(project, episode)
+        shown = None if as_json else tree.render_episode(backwards, everything)
+        _show(tracing.to_json(backwards), shown)
         raise typer.Exit(backwards.findings.exit_code)
 
 
@@ -198,9 +200,9 @@ def _show(document: str, pretty: Any | None) -> None:
     if pretty is None:
         print(document)
         return
-    from flows import lineage_tree
+    from flows.lineage import tree
 
-    lineage_tree.show(pretty)
+    tree.show(pretty)
 
 
 def _stop(*_: object) -> None:

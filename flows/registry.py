@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import UserError
-from flows import history, locks, workspace
+from flows import locks, workspace
+from flows.lineage import history
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

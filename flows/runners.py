@@ -38,7 +38,7 @@ def choose(stage: Stage, setting: Setting) -> Runner:
 
 
 def kubernetes(stage: Stage, run: Run, *, attempt: int, log: Callable[[str], None]) -> None:
-    """One Job on a cluster; see `flows/pods.py` (written by the Kubernetes part)."""
-    from flows import pods
+    """One Job on a cluster; see `flows/pods/run.py`."""
+    from flows.pods import run as pods
 
     pods.run_stage(stage, run, attempt=attempt, log=log)

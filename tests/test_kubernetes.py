@@ -29,10 +29,10 @@ from components.errors import (
     WamflowError,
 )
 from flows.failures import CrashError, LostError, worth_a_retry
-from flows.kubernetes_jobs import INDEX, Jobs
-from flows.pod_manifests import PodOrder, fill, job_name, label, read
-from flows.pod_states import state_of
-from flows.pods import Settings
+from flows.pods.jobs import INDEX, Jobs
+from flows.pods.manifests import PodOrder, fill, job_name, label, read
+from flows.pods.run import Settings
+from flows.pods.states import state_of
 from tests.servers import Cluster, kubernetes_api
 
 PODS = Path(__file__).parents[1] / "k8s" / "pods"

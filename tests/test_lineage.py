@@ -20,8 +20,10 @@ import yaml
 from rich.console import Console, RenderableType
 
 from components.errors import DataError, UserError
-from flows import history, lineage, lineage_tree
-from flows.cache import TABLES
+from flows.lineage import history
+from flows.lineage import trace as lineage
+from flows.lineage import tree as lineage_tree
+from flows.lineage.cache import TABLES
 from tests import past_runs
 from tests.past_runs import IDENTITY, command, commit
 

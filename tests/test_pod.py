@@ -22,8 +22,11 @@ import pytest
 from kubernetes import client
 
 from components.errors import DataError, StoppedError, TemporaryError, UserError
-from flows import exchange, graph, pod, pods
-from flows.kubernetes_jobs import INDEX, Jobs
+from flows import graph
+from flows.pods import entry as pod
+from flows.pods import exchange
+from flows.pods import run as pods
+from flows.pods.jobs import INDEX, Jobs
 from flows.workspace import Run
 from tests.servers import KEYS, REGION, Cluster, free_port, kubernetes_api, s3
 
@@ -228,7 +231,7 @@ def place(server: str, template: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def start(environment: dict[str, str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.pod"],
+        [sys.executable, "-m", "flows.pods.entry"],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
@@ -351,7 +354,7 @@ class Nodes(threading.Thread):
             time.sleep(0.02)
         job = jobs[0].raw
         name, (container,) = job["metadata"]["name"], job["spec"]["template"]["spec"]["containers"]
-        assert container["command"] == ["python", "-m", "flows.pod"]
+        assert container["command"] == ["python", "-m", "flows.pods.entry"]
         env = {e["name"]: e["value"] for e in container["env"] if "value" in e}
         env = {k: v for k, v in env.items() if k not in ("HOME", "TMPDIR")}
         asked = range(job["spec"]["completions"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -154,8 +155,8 @@ def _decode(
         Job(root, episode.episode_id, cameras, size_px, target, shape, int(start))
         for episode, start in zip(episodes, first[:-1], strict=True)
     ]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        pool.map(_decode_one, jobs, chunksize=max(1, len(jobs) // 16))
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_decode_one, jobs, chunksize=max(1, len(jobs) // 16)))
 
 
 _readers: dict[Path, Episodes] = {}

@@ -10,6 +10,7 @@ import multiprocessing
 import os
 import shutil
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -98,8 +99,8 @@ def _demonstrations(
     if not 0 <= seed <= RETRY_SEEDS - episodes:
         raise UserError(f"record: expected a seed of 0 to {RETRY_SEEDS - episodes}; got {seed}.")
     jobs = [Job(i, tasks[i % len(tasks)], seed + i, scratch) for i in range(episodes)]
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
-        return pool.map(_episode, jobs, chunksize=4)
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
+        return list(pool.map(_episode, jobs, chunksize=4))
 
 
 def _refuse_existing(out: Path) -> None:

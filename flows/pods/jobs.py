@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from components.errors import TemporaryError, UserError
 from flows.failures import LostError, failure
-from flows.pod_manifests import Manifest
-from flows.pod_states import LOST, Json, State, state_of
+from flows.pods.manifests import Manifest
+from flows.pods.states import LOST, Json, State, state_of
 
 T = TypeVar("T")
 Say = Callable[[str], None]

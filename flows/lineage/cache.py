@@ -14,7 +14,7 @@ from pathlib import Path
 
 from components.errors import DataError, UserError
 from components.outputs import sha256
-from flows.history import PastRun
+from flows.lineage.history import PastRun
 
 # What lineage reads; weights and videos stay where they are.
 TABLES = (

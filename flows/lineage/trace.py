@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.errors import DataError, UserError
-from flows import chain, draws, history, workspace
-from flows.cache import FOLDERS, Cache
-from flows.draws import Row
-from flows.history import PastRun, Version
+from flows import workspace
+from flows.lineage import chain, draws, history
+from flows.lineage.cache import FOLDERS, Cache
+from flows.lineage.draws import Row
+from flows.lineage.history import PastRun, Version
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flows import chain
-from flows.cache import Cache
-from flows.history import PastRun, Version
+from flows.lineage import chain
+from flows.lineage.cache import Cache
+from flows.lineage.history import PastRun, Version
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

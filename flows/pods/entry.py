@@ -1,8 +1,8 @@
-"""`python -m flows.pod`, the entry of every pod: clone the run's commit, bring inputs, do a stage.
+"""`python -m flows.pods.entry`, the entry of every pod: clone the commit, bring inputs, do a stage.
 
 The pod with index 0 runs `dvc repro` and pushes the result; the others of a gang run the stage's
 command on the same inputs, and torchrun joins them (PET_*). The failure's class goes to the
-termination message, where the flow reads it (`flows/pod_states.py`). A result that the remote has
+termination message, where the flow reads it (`flows/pods/states.py`). A result that the remote has
 already is not made again.
 """
 
@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from components.errors import StoppedError, UserError, WamflowError
-from flows import exchange, graph, supervisor
+from flows import graph, supervisor
+from flows.pods import exchange
 from flows.workspace import Run
 
 TERMINATION_BYTES = 4096  # Kubernetes keeps no more of a termination message
@@ -28,7 +29,7 @@ TERMINATION_BYTES = 4096  # Kubernetes keeps no more of a termination message
 
 @dataclass(frozen=True)
 class Told:
-    """What `flows/pod_manifests.py` wrote into the pod's environment."""
+    """What `flows/pods/manifests.py` wrote into the pod's environment."""
 
     run: str
     stage: str

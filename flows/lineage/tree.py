@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from flows.draws import Row
-from flows.lineage import EpisodeTrace, Findings, ModelTrace
+from flows.lineage.draws import Row
+from flows.lineage.trace import EpisodeTrace, Findings, ModelTrace
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError
 from components.outputs import sha256
-from flows import history
-from flows.cache import Cache
-from flows.history import PastRun
+from flows.lineage import history
+from flows.lineage.cache import Cache
+from flows.lineage.history import PastRun
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection

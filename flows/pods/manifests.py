@@ -171,7 +171,7 @@ def _fill_pod(spec: Manifest, name: str, order: PodOrder, *, in_gang: bool) -> N
 
 
 def _told(order: PodOrder) -> dict[str, str]:
-    """What `python -m flows.pod` reads."""
+    """What `python -m flows.pods.entry` reads."""
     return {
         "WAMFLOW_RUN": order.run,
         "WAMFLOW_STAGE": order.stage,

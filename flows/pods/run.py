@@ -13,11 +13,11 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError
 
 from components.errors import StoppedError, UserError
-from flows import exchange
 from flows.failures import LostError
 from flows.graph import Stage
-from flows.kubernetes_jobs import Jobs
-from flows.pod_manifests import PodOrder, fill, label, read
+from flows.pods import exchange
+from flows.pods.jobs import Jobs
+from flows.pods.manifests import PodOrder, fill, label, read
 from flows.workspace import Run
 
 PASSED_ON = (  # to the pods, where set; keys never are: they come from the cluster's secrets

@@ -1,0 +1,1 @@
+"""Stages as Jobs on a cluster: `run.py` on the flow's side, `entry.py` inside the pod."""
