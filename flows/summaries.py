@@ -41,6 +41,12 @@ def _segmentation(r: Report) -> str:
     return f"{r['events']} events ({kinds}), median {r['median_event_s']:.2f} s"
 
 
+def _captioning(r: Report) -> str:
+    return (
+        f"{r['captions']} captions on {len(r['levels'])} levels, {r['flagged']} flagged by checks"
+    )
+
+
 def _clustering(r: Report) -> str:
     return f"{r['joint_clusters']} joint and {r['action_clusters']} action clusters"
 
@@ -57,13 +63,19 @@ def _evaluation(r: Report) -> str:
     return f"{r['trials']} trials: {r['result']}"
 
 
+def _registration(r: Report) -> str:
+    return f"{r['files']} files, {r['bytes'] / 1e6:.1f} MB, sha256 {r['passport_sha256'][:12]}"
+
+
 LINES = {
     "ingestion": _ingestion,
     "segmentation": _segmentation,
+    "captioning": _captioning,
     "clustering": _clustering,
     "sampling": _sampling,
     "pretraining": _pretraining,
     "evaluation": _evaluation,
+    "registration": _registration,
 }
 
 
