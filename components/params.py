@@ -22,6 +22,8 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
             f"{path}: no such file; expected the values of all stages. "
             "Run from the project folder, or restore it with `git checkout params.yaml`."
         ) from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: expected UTF-8 text; {error}. Save it as UTF-8.") from None
     try:
         values = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -6,6 +6,7 @@ Every command imports what it needs itself, so that `wamflow --help` is there at
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Annotated, Any
 
 import typer
 
-from components.errors import StoppedError, UserError, WamflowError
+from components.errors import OutOfSpaceError, StoppedError, UserError, WamflowError
 
 app = typer.Typer(
     help="Robot recordings in, registered World Action Models out.",
@@ -22,6 +23,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+GIT_PLACES = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_NAMESPACE", "GIT_PREFIX",
+    "GIT_OBJECT_DIRECTORY", "GIT_ALTERNATE_OBJECT_DIRECTORIES",
+)  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="For programs: one JSON document on stdout.")]
 Set = Annotated[
     list[str] | None,
@@ -36,6 +41,7 @@ Where = Annotated[str, typer.Option(help="local or kubernetes: where stages with
 
 @app.command()
 def demo(
+    options: typer.Context,
     episodes: Annotated[int, typer.Option(min=3, help="Good episodes to record.")] = 100,
     seed: Annotated[int, typer.Option(min=0, help="Of the first recorded scene.")] = 0,
     tasks: Annotated[str, typer.Option(help="By comma; four tasks unless given.")] = "",
@@ -53,6 +59,8 @@ def demo(
         print(f"recording {episodes} episodes and 3 broken ones to {recordings}", file=sys.stderr)
         names = tuple(tasks.split(",")) if tasks else recording.DEMO_TASKS
         recording.record_demo(recordings, episodes, seed, names)
+    elif ignored := _given(options, "episodes", "seed", "tasks"):
+        print(f"{recordings} is there already; not used: {', '.join(ignored)}", file=sys.stderr)
     _run_flow({}, "HEAD", None, "local", as_json=as_json)
 
 
@@ -71,11 +79,14 @@ def run(
 
 
 @app.command()
-def up(port: Annotated[int, typer.Option(help="Port of the Prefect server.")] = 4200) -> None:
+def up(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of the Prefect server.")] = 4200,
+) -> None:
     """Start a local Prefect server with the flow's form and its weekly schedule (paused)."""
-    from flows import server, workspace
+    from flows import server, values, workspace
 
     project = workspace.project()
+    values.form(project)  # what is wrong there is said before anything starts
     shared = workspace.shared(project)
     server.environment(shared)
     server.serve(project, shared, port)
@@ -89,7 +100,7 @@ def snapshot() -> None:
     from flows import workspace
 
     project = workspace.project()
-    sources = params.load(project / "params.yaml").get("ingestion", {}).get("sources", [])
+    sources = snapshots.sources(params.load(project / "params.yaml"))
     target = project / "inputs" / "sources.json"
     print(snapshots.write(sources, project, target, workspace.shared(project)))
 
@@ -146,7 +157,7 @@ def trace(
     from flows.lineage import trace as tracing
     from flows.lineage import tree
 
-    if (model is None) == (episode is None):
+    if (model is None) == (episode is None) or "" in (model, episode):
         raise UserError("trace: expected a MODEL or --episode ID; see `wamflow trace --help`.")
     project = workspace.project()
     if model is not None:
@@ -182,11 +193,19 @@ def _run_flow(
     sections = {n: values.plain(s) for n, s in values.chosen(form, changes).items()}
     shared = workspace.shared(project)
     server.environment(shared)
-    with server.reached(shared):
-        from flows.retrain import retrain
+    with server.reached(shared, until_exit=True):
+        from flows.retrain import build
 
-        summary = retrain(revision=revision, name=name, runner=runner, **sections)
+        said = {name: {k: sections[name][k] for k in values} for name, values in changes.items()}
+        flow = build(project, said)
+        summary = flow(revision=revision, name=name, runner=runner, **sections)
     _show(json.dumps(summary, indent=2), None if as_json else _summary(summary))
+
+
+def _given(options: typer.Context, *names: str) -> list[str]:
+    """Those options that stand on the command line."""
+    sources = {name: options.get_parameter_source(name) for name in names}
+    return [f"--{name}" for name, source in sources.items() if source and source.name != "DEFAULT"]
 
 
 def _summary(summary: dict[str, Any]) -> Any:
@@ -206,18 +225,38 @@ def _show(document: str, pretty: Any | None) -> None:
 
 
 def _stop(*_: object) -> None:
-    raise StoppedError("stopped by a signal; what was finished is kept. The same command goes on.")
+    raise StoppedError(
+        "stopped by a signal; what was finished is kept. Start it again to go on "
+        "(a run with another --name, or with none)."
+    )
 
 
 def main() -> None:
     """Entry of the console script and of `python -m flows.cli`."""
     signal.signal(signal.SIGTERM, _stop)
+    for name in GIT_PLACES:  # the project is where we stand, not where a hook of git stood
+        os.environ.pop(name, None)
     try:
         app()
     except WamflowError as error:
         _fail(error)
     except KeyboardInterrupt:
         _fail(StoppedError("stopped by Ctrl-C; what was finished is kept."))
+    except OSError as error:
+        _fail(_said(error))
+    except Exception as error:
+        if "disk is full" not in str(error):  # as SQLite says it
+            raise
+        _fail(OutOfSpaceError(f"no space left on the disk ({error}); make room and try again."))
+
+
+def _said(error: OSError) -> WamflowError:
+    """A file that cannot be read or written, as a message."""
+    from components.outputs import is_full_disk
+
+    if is_full_disk(error):
+        return OutOfSpaceError(f"{error.filename or 'disk'}: no space left; make room.")
+    return UserError(f"{error.filename or 'file'}: {error.strerror or error}. Name another place.")
 
 
 def _fail(error: WamflowError) -> None:

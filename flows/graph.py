@@ -87,6 +87,7 @@ def restore(worktree: Path, name: str) -> bool:
     digests of all dependencies and values decide. Outputs appear as links into the shared cache.
     """
     from dvc.dependency.base import DependencyDoesNotExistError
+    from dvc.dependency.param import MissingParamsError
     from dvc.stage.cache import RunCacheNotFoundError
 
     with _repo(worktree) as repo, repo.lock:
@@ -98,6 +99,8 @@ def restore(worktree: Path, name: str) -> bool:
             repo.stage_cache.restore(stage, dry=True)
         except (RunCacheNotFoundError, DependencyDoesNotExistError):
             return False
+        except MissingParamsError as error:
+            raise UserError(f"params.yaml: {error}. Restore the section and run again.") from None
         stage.reproduce()
         stage.dump(update_pipeline=False)
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,10 +33,14 @@ def held(path: Path, what: str) -> Iterator[int]:
 
 @contextmanager
 def waited(path: Path) -> Iterator[None]:
-    """Hold the lock, waiting for a holder to finish: for steps of seconds at most."""
+    """Hold the lock, waiting without limit for a holder to finish; stderr says so."""
     descriptor = _open(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process (lock {path})", file=sys.stderr, flush=True)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

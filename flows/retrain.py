@@ -47,14 +47,18 @@ class Summary:
     reports: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def build(project: Path) -> Flow[Any, dict[str, Any]]:
-    """The flow with the project's form as its parameters. UserError when `params.yaml` is wrong."""
+def build(project: Path, changes: values.Changes | None = None) -> Flow[Any, dict[str, Any]]:
+    """The flow with the project's form as its parameters. UserError when `params.yaml` is wrong.
+
+    A run changes what differs from the form's defaults or, where somebody said them, `changes`.
+    """
     form = values.form(project)
 
     def retrain(**chosen: Any) -> dict[str, Any]:
         """Recordings in, a registered World Action Model out."""
         settings = {name: chosen.pop(name) for name in ("revision", "name", "runner")}
-        return asdict(chain(project, values.changed(form, chosen), **settings))
+        said = values.changed(form, chosen) if changes is None else changes
+        return asdict(chain(project, said, **settings))
 
     retrain.__signature__ = _signature(form)  # type: ignore[attr-defined]
     retrain.__doc__ = _described(form)
@@ -88,7 +92,7 @@ def chain(
 def prepare(run: Run, changes: values.Changes) -> None:
     """The run's first commit: values and sources as they are now."""
     values.apply(run.worktree / "params.yaml", changes)
-    sources = params.load(run.worktree / "params.yaml").get("ingestion", {}).get("sources", [])
+    sources = snapshot.sources(params.load(run.worktree / "params.yaml"))
     target = run.worktree / "inputs" / "sources.json"
     snapshot.write(sources, run.project, target, run.shared)
     workspace.commit(run, f"run {run.name}: values and sources")

@@ -6,6 +6,7 @@ the same time get databases of their own. It listens on 127.0.0.1 only and repor
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import socket
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from components.errors import TemporaryError, UserError
+from components.errors import OutOfSpaceError, TemporaryError, UserError
 from flows import guard, locks
 
 HOST = "127.0.0.1"
@@ -43,22 +44,30 @@ def environment(shared: Path) -> None:
 
 
 @contextmanager
-def reached(shared: Path) -> Iterator[str]:
-    """API of a server: the user's own (PREFECT_API_URL), `wamflow up`'s, or a temporary one."""
+def reached(shared: Path, *, until_exit: bool = False) -> Iterator[str]:
+    """API of a server: the user's own (PREFECT_API_URL), `wamflow up`'s, or a temporary one.
+
+    With `until_exit` a temporary one ends last in this process, after Prefect has sent it the logs
+    and events that it sends at exit; to be entered before Prefect is imported.
+    """
     url = os.environ.get("PREFECT_API_URL") or _announced(shared)
     if url:
         os.environ["PREFECT_API_URL"] = url
         yield url
         return
-    with ExitStack() as stack:
+    stack = ExitStack()
+    if until_exit:
+        atexit.register(stack.close)  # what is registered first is called last
+    try:
         database = stack.enter_context(_database(shared))
         url = stack.enter_context(_started(shared, database, _free_port(), services=False))
         os.environ["PREFECT_API_URL"] = url
-        try:
-            yield url
-        finally:
+        yield url
+    finally:
+        if not until_exit:
             _send_the_rest()
-            del os.environ["PREFECT_API_URL"]
+            os.environ.pop("PREFECT_API_URL", None)
+            stack.close()
 
 
 def _send_the_rest() -> None:
@@ -138,14 +147,14 @@ def _database(shared: Path) -> Iterator[Path]:
     number = 0
     while True:
         path = shared / "prefect" / ("prefect.db" if number == 0 else f"prefect-{number}.db")
-        if not locks.is_held(path.with_suffix(".lock")):
+        with ExitStack() as stack:
             try:
-                with locks.held(path.with_suffix(".lock"), str(path)):
-                    yield path
-                    return
-            except UserError:  # somebody was quicker
-                pass
-        number += 1
+                stack.enter_context(locks.held(path.with_suffix(".lock"), str(path)))
+            except UserError:  # another server has it
+                number += 1
+                continue
+            yield path
+            return
 
 
 @contextmanager
@@ -164,7 +173,10 @@ def _started(shared: Path, database: Path, port: int, *, services: bool) -> Iter
         deadline = time.monotonic() + START_S
         while not _healthy(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+                said = log.read_text(errors="replace")
+                tail = "\n".join(said.splitlines()[-10:])
+                if "disk is full" in said or "No space left" in said:
+                    raise OutOfSpaceError(f"{database}: no space left on the disk; make room.")
                 raise TemporaryError(f"the Prefect server did not start on port {port}:\n{tail}")
             time.sleep(0.1)
         yield url

@@ -1,8 +1,8 @@
 """The state of the sources as a file: every object with size and digest, in `inputs/sources.json`.
 
 It is ingestion's dependency, so DVC sees that something is new, and history says what was there.
-Digests of local files are remembered in `.wamflow/digests.sqlite` by path, size, time and inode, so
-that a second snapshot reads nothing; a file that changed in the last seconds is always read.
+Digests are remembered in `.wamflow/digests.sqlite` by path, size, both times and inode, so that a
+second snapshot reads nothing; a file that changed in the last seconds is always read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,21 @@ from components.outputs import sha256, write_json
 SETTLED_S = 2.0  # a younger file could change again within one tick of its clock
 
 
+def sources(values: dict[str, dict[str, Any]]) -> list[str]:
+    """`ingestion.sources` of params.yaml. UserError when it is no list of addresses."""
+    found = values.get("ingestion", {}).get("sources")
+    if not isinstance(found, list) or not all(isinstance(address, str) for address in found):
+        raise UserError(
+            f"params.yaml: ingestion.sources: expected a list of folders; got {found!r}. "
+            "Write it as [folder, folder]."
+        )
+    return found
+
+
 def write(sources: list[str], base: Path, target: Path, shared: Path) -> Path:
     """List all sources (relative ones lie in `base`) into `target`; `shared` keeps the digests.
 
-    UserError names a source that is missing, empty or unreadable.
+    UserError names a source that is no folder, missing, empty or unreadable.
     """
     with closing(_digests(shared)) as known, known:
         listed = [_source(address, base, known) for address in sources]
@@ -35,22 +46,16 @@ def write(sources: list[str], base: Path, target: Path, shared: Path) -> Path:
 def _source(address: str, base: Path, known: sqlite3.Connection) -> dict[str, Any]:
     """One source: absolute address, name (the address's last part), objects sorted by path."""
     if address.startswith("s3://"):
-        objects = _remote(address)
-        uri = address.rstrip("/")
-    else:
-        folder = (base / Path(address).expanduser()).resolve()
-        objects = list(_local(folder, known))
-        uri = str(folder)
+        raise UserError(
+            f"source {address}: expected a folder; recordings are not read from S3, which only "
+            "joins machines. Bring them here (`aws s3 sync`), and name that folder in "
+            "`ingestion.sources` of params.yaml."
+        )
+    folder = (base / Path(address).expanduser()).resolve()
+    objects = list(_local(folder, known))
     if not objects:
-        raise UserError(f"source {uri}: empty; expected the files of a data set.")
-    return {"uri": uri, "name": uri.rsplit("/", 1)[-1], "objects": objects}
-
-
-def _remote(address: str) -> list[dict[str, Any]]:
-    """Objects of a bucket with their version ids."""
-    from components import store
-
-    return sorted((dict(o) for o in store.list_objects(address)), key=lambda o: str(o["path"]))
+        raise UserError(f"source {folder}: empty; expected the files of a data set.")
+    return {"uri": str(folder), "name": folder.name, "objects": objects}
 
 
 def _local(folder: Path, known: sqlite3.Connection) -> Iterator[dict[str, Any]]:
@@ -78,15 +83,17 @@ def _files(folder: Path) -> Iterator[Path]:
 def _digest(path: Path, known: sqlite3.Connection) -> str:
     """sha256 of a file, from memory where the file is what it was."""
     state = path.stat()
-    key = (str(path), state.st_size, state.st_mtime_ns, state.st_ino)
+    key = (str(path), state.st_size, state.st_mtime_ns, state.st_ctime_ns, state.st_ino)
     row = known.execute(
-        "SELECT sha256 FROM digests WHERE path = ? AND size = ? AND mtime_ns = ? AND inode = ?", key
+        "SELECT sha256 FROM files "
+        "WHERE path = ? AND size = ? AND mtime_ns = ? AND ctime_ns = ? AND inode = ?",
+        key,
     ).fetchone()
     if row:
         return str(row[0])
     digest = sha256(path)
     if time.time() - state.st_mtime > SETTLED_S:
-        known.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?, ?, ?)", (*key, digest))
+        known.execute("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?)", (*key, digest))
     return digest
 
 
@@ -94,7 +101,7 @@ def _digests(shared: Path) -> sqlite3.Connection:
     """The remembered digests; several processes may use them at once."""
     known = sqlite3.connect(shared / "digests.sqlite", timeout=60)
     known.execute(
-        "CREATE TABLE IF NOT EXISTS digests "
-        "(path TEXT PRIMARY KEY, size INTEGER, mtime_ns INTEGER, inode INTEGER, sha256 TEXT)"
+        "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, "
+        "mtime_ns INTEGER, ctime_ns INTEGER, inode INTEGER, sha256 TEXT)"
     )
     return known

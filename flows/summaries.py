@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 Report = dict[str, Any]
@@ -85,13 +87,19 @@ def _model(summary: dict[str, Any]) -> list[str]:
     model = summary["model"]
     if model is None:
         return lines
+    here = Path(sys.prefix) == Path(".venv").absolute()
+    wamflow = ".venv/bin/wamflow" if here else "wamflow"  # `make` activates nothing
+    following = {
+        f"trace {model}": "what it was made from",
+        "run --set sampling.temperature=0.3": "change one number; only what follows runs",
+        "up": "the same flow as a form, with pictures",
+    }
+    width = max(map(len, following))
     known = " (known already: equal content)" if summary["model_existed"] else ""
     return [
         *lines,
         f"model        {model}{known}",
         "",
         "next",
-        f"  wamflow trace {model}                      what it was made from",
-        "  wamflow run --set sampling.temperature=0.3   change one number; only what follows runs",
-        "  wamflow up                                   the same flow as a form, with pictures",
+        *(f"  {wamflow} {words:<{width}}   {why}" for words, why in following.items()),
     ]

@@ -2,7 +2,8 @@
 
 A section of `params.yaml` becomes one parameter of the flow: the stage's `Config` with the values
 of the section as defaults, so that the Prefect UI shows names, bounds, units and what is set now.
-Only what differs from the form's defaults goes into a run; an older revision keeps its own values.
+Only what differs from the form's defaults goes into a run, or what the command line says; an older
+revision keeps its own values.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
 from pydantic import BaseModel, create_model
 
 from components import params
@@ -30,11 +32,23 @@ def form(project: Path) -> dict[str, BaseModel | dict[str, Any]]:
     UserError names every wrong value.
     """
     values = params.load(project / "params.yaml")
+    _refuse_missing(project, values)
     return {
         name: _filled(name, params.section(values, name, config)) if config else dict(section)
         for name, section in values.items()
         for config in [_config(name)]
     }
+
+
+def _refuse_missing(project: Path, values: Mapping[str, Any]) -> None:
+    """Every section that `dvc.yaml` names must be there, or its stage would fail in the middle."""
+    graph = yaml.safe_load((project / "dvc.yaml").read_text())
+    named = {name for stage in graph["stages"].values() for name in stage.get("params", [])}
+    if missing := sorted(name for name in named if isinstance(name, str) and name not in values):
+        raise UserError(
+            f"{project / 'params.yaml'}: sections {missing} are missing, which dvc.yaml names; got "
+            f"{sorted(values)}. Restore them (`git diff params.yaml` shows what changed)."
+        )
 
 
 def _config(stage: str) -> type[BaseModel] | None:

@@ -130,11 +130,15 @@ def opened(checkout: Path, revision: str = "HEAD", name: str | None = None) -> I
     run = _named(checkout, commit, name)
     with locks.held(run.shared / "locks" / f"run-{run.name}.lock", f"run {run.name}"):
         with locks.waited(run.shared / "locks" / "worktrees.lock"):
-            _add_worktree(run)
             _clean_up(run)
+            _add_worktree(run)
         if revision == "HEAD":
             shutil.copyfile(checkout / "params.yaml", run.worktree / "params.yaml")
-        yield run
+        try:
+            yield run
+        except BaseException:
+            _forget_unused(run)
+            raise
 
 
 def commit(run: Run, message: str) -> str:
@@ -166,7 +170,6 @@ def _add_worktree(run: Run) -> None:
             f"run name {run.name!r} is taken (branch {run.branch} or {run.worktree} exists); "
             "choose another, or leave the name out."
         )
-    run.worktree.parent.mkdir(exist_ok=True)
     git(run.project, "worktree", "prune")
     where = str(run.worktree)
     git(run.project, "worktree", "add", "--quiet", "-b", run.branch, where, run.revision)
@@ -183,13 +186,28 @@ def _add_worktree(run: Run) -> None:
 
 
 def _clean_up(run: Run) -> None:
-    """Remove the oldest worktrees of runs that have ended; their branches and results stay."""
-    folders = [f for f in run.worktree.parent.iterdir() if f.is_dir() and f != run.worktree]
+    """Remove the oldest worktrees of runs that have ended; their branches and results stay.
+
+    Git does not know folders that came here when the project was moved or copied.
+    """
+    run.worktree.parent.mkdir(exist_ok=True)
+    known = git(run.project, "worktree", "list", "--porcelain").splitlines()
+    folders = [f for f in run.worktree.parent.iterdir() if f.is_dir() and not f.is_symlink()]
     folders.sort(key=lambda f: f.stat().st_mtime, reverse=True)
     ended = [f for f in folders if not locks.is_held(_lock_of(run, f))]
     for folder in ended[KEEP:]:
-        git(run.project, "worktree", "remove", "--force", str(folder))
+        if f"worktree {folder}" in known:
+            git(run.project, "worktree", "remove", "--force", str(folder))
+        else:
+            shutil.rmtree(folder)
         _lock_of(run, folder).unlink(missing_ok=True)
+
+
+def _forget_unused(run: Run) -> None:
+    """A run that was refused before its first commit leaves neither branch nor worktree."""
+    if git(run.worktree, "rev-parse", "HEAD") == run.revision:
+        git(run.project, "worktree", "remove", "--force", str(run.worktree))
+        git(run.project, "branch", "--quiet", "-D", run.branch)
 
 
 def _lock_of(run: Run, worktree: Path) -> Path:

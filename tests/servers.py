@@ -103,6 +103,12 @@ class Cluster(kmock.KubernetesEmulator):
         return json.loads(json.dumps(found, default=dict))
 
 
+def jobs_of(cluster: Cluster) -> list[str]:
+    """Names of the Jobs that exist now."""
+    found = list(cluster.objects.items())
+    return [name for (kind, _, name), job in found if kind.plural == "jobs" and not job.deleted]
+
+
 def _invalid(body: Any) -> str:
     try:
         kubernetes_validate.validate(body, kubernetes_validate.latest_version(), strict=True)

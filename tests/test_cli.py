@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import summaries
 from tests.conftest import ROOT, git, wamflow
 
 COMMANDS = ("demo", "run", "up", "snapshot", "trials", "record", "models", "trace")
@@ -130,3 +131,38 @@ def test_a_source_that_is_missing_is_one_message(miniature: Path) -> None:
     code, _, err = said(wamflow(miniature, "snapshot"))
     assert code == 10 and "empty" in err
     assert not (miniature / "inputs").exists()
+
+
+def test_options_for_a_recording_that_is_there_are_not_used_in_silence(miniature: Path) -> None:
+    (miniature / "recordings" / "demo").mkdir()
+    values = miniature / "params.yaml"
+    values.write_text(values.read_text().replace("temperature: 2.0", "temperature: cold"))
+    code, _, err = said(wamflow(miniature, "demo", "--episodes", "7", "--tasks", "reach"))
+    assert code == 10, "no run is needed to see it"
+    where = miniature / "recordings" / "demo"
+    assert err.startswith(f"{where} is there already; not used: --episodes, --tasks\n")
+    _, _, err = said(wamflow(miniature, "demo"))
+    assert "not used" not in err
+
+
+SUMMARY = {
+    "run": "one", "seconds": 1.0, "stages": {}, "reports": {}, "branch": "run/one",
+    "commit": "0" * 40, "model": "wam@v0.0.1", "model_existed": False,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_the_next_commands_can_be_typed_as_they_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elsewhere: bool
+) -> None:
+    """`make demo` puts nothing on PATH; another installation does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ("other" if elsewhere else ".venv")))
+    lines = summaries.text(SUMMARY).split("next\n")[1].splitlines()
+    program = "wamflow" if elsewhere else ".venv/bin/wamflow"
+    assert [line.split()[:2] for line in lines] == [
+        [program, "trace"],
+        [program, "run"],
+        [program, "up"],
+    ]
+    assert len({line.index(line.split("   ")[-1].strip()) for line in lines}) == 1, lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -17,7 +18,8 @@ import yaml
 
 from components.stations import recording
 from flows import graph, retrain, server, supervisor, workspace
-from tests.conftest import git, wamflow
+from tests.conftest import ROOT, git, wamflow
+from tests.servers import jobs_of, kubernetes_api
 
 LIMIT_S = 120
 
@@ -87,6 +89,19 @@ def test_a_run_then_nothing_to_do_then_one_number(miniature: Path, prefect_api: 
     assert {"ingestion", "sampling", "pretraining"} <= names
 
 
+def test_a_value_that_was_said_holds_at_an_older_commit_too(
+    miniature: Path, prefect_api: str
+) -> None:
+    """Though the checkout has that value already, and the commit another one."""
+    old = git(miniature, "rev-parse", "HEAD")
+    values = miniature / "params.yaml"
+    values.write_text(values.read_text().replace("temperature: 2.0", "temperature: 3.0"))
+    git(miniature, "commit", "--quiet", "--all", "--message", "other values")
+    said = ["--revision", old, "--set", "sampling.temperature=3"]
+    summary = finished(wamflow(miniature, "run", "--json", *said, api=prefect_api))
+    assert summary["reports"]["sampling"] == {"total": 18.0}
+
+
 def test_two_runs_at_the_same_time(miniature: Path, prefect_api: str) -> None:
     runs = [
         wamflow(miniature, "run", "--json", "--set", f"sampling.temperature={t}", api=prefect_api)
@@ -131,6 +146,43 @@ def test_sigterm_reaches_the_stage_and_kill_leaves_nobody(
     killed.kill()
     killed.communicate()
     until(lambda: not processes_of(miniature))
+
+
+def test_sigterm_to_a_flow_deletes_its_job_on_the_cluster(
+    miniature: Path, prefect_api: str, tmp_path: Path
+) -> None:
+    """The real signal: inside a flow it arrives as an exception of Prefect's."""
+    shutil.copytree(ROOT / "k8s" / "pods", miniature / "k8s" / "pods")
+    git(miniature, "add", "--all")
+    git(miniature, "commit", "--quiet", "--message", "pods")
+    git(tmp_path, "init", "--quiet", "--bare", "server.git")
+    with kubernetes_api() as (url, emulator):
+        cluster = {
+            "KUBECONFIG": kubeconfig(tmp_path / "kubeconfig", url),
+            "WAMFLOW_IMAGE": "wamflow@sha256:" + "1" * 64,
+            "WAMFLOW_GIT_URL": str(tmp_path / "server.git"),
+            "WAMFLOW_REMOTE": str(tmp_path / "remote"),
+        }
+        flow = wamflow(miniature, "run", "--runner", "kubernetes", api=prefect_api, **cluster)
+        until(lambda: flow.poll() is not None or jobs_of(emulator))
+        assert len(jobs_of(emulator)) == 1, flow.communicate()
+        flow.send_signal(signal.SIGTERM)
+        code, message = failed(flow)
+        assert code == 13 and "stopped" in message
+        assert jobs_of(emulator) == []
+
+
+def kubeconfig(path: Path, url: str) -> str:
+    """A file that names one cluster, as text."""
+    named = {"cluster": "c", "user": "u"}
+    written = {
+        "clusters": [{"name": "c", "cluster": {"server": url}}],
+        "users": [{"name": "u", "user": {}}],
+        "contexts": [{"name": "x", "context": named}],
+        "current-context": "x",
+    }
+    path.write_text(yaml.safe_dump(written))
+    return str(path)
 
 
 def log_of(project: Path, run: str) -> str:
@@ -250,3 +302,23 @@ def test_the_first_real_stages_come_back_in_a_second_run(checkout: Path) -> None
 def state_of(api: str, run: str) -> str:
     with urllib.request.urlopen(f"{api}/flow_runs/{run}") as answer:
         return str(json.load(answer)["state"]["type"])
+
+
+def test_a_refused_run_is_one_message_and_leaves_nothing(miniature: Path) -> None:
+    """Also where a temporary server was started: its own lock must not swallow the failure."""
+    git(miniature, "rm", "-rq", "--cached", "--ignore-unmatch", "recordings")
+    shutil.rmtree(miniature / "recordings")
+    before = git(miniature, "branch", "--list")
+    process = wamflow(miniature, "run", "--name", "refused")
+    _, err = process.communicate(timeout=170)
+    assert process.returncode == UserError.exit_code, err
+    assert "Traceback" not in err and "expected a folder" in err
+    assert git(miniature, "branch", "--list") == before
+    assert not (miniature / ".runs" / "refused").exists()
+
+
+def test_git_variables_of_another_repository_change_nothing(miniature: Path, tmp_path: Path) -> None:
+    git(tmp_path, "init", "--quiet", "other")
+    process = wamflow(miniature, "models", "--json", GIT_DIR=str(tmp_path / "other/.git"))
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.strip()) == (0, "[]"), err

@@ -118,12 +118,20 @@ def test_the_gang_fails_as_a_whole_and_says_whose_fault_it_was() -> None:
     assert service["spec"]["publishNotReadyAddresses"] is True
 
 
+def test_a_worker_is_started_only_where_the_flow_has_a_checkout() -> None:
+    """The flow makes worktrees and commits; without a repository its import already fails."""
+    (flow,) = documents(K8S / "base" / "flow.yaml")
+    pod = flow["spec"]["template"]["spec"]
+    clones = [c for c in pod.get("initContainers", []) if "clone" in str(c)]
+    assert flow["spec"]["replicas"] == 0 or clones
+
+
 def test_the_flow_may_do_what_the_runner_does_and_no_more() -> None:
     found = documents(K8S / "base" / "accounts.yaml")
     (role,) = [d for d in found if d["kind"] == "Role"]
     may = {r: set(rule["verbs"]) for rule in role["rules"] for r in rule["resources"]}
     assert may == {
-        "jobs": {"create", "get", "list", "patch", "delete"},
+        "jobs": {"create", "get", "patch", "delete"},
         "pods": {"list"},
         "pods/log": {"get"},
         "services": {"create"},

@@ -90,6 +90,20 @@ def test_a_file_that_just_changed_is_not_trusted(tmp_path: Path, source: Path) -
     assert digest in json.dumps(write(tmp_path, str(source)))
 
 
+def test_a_file_with_its_old_time_put_back_is_read_again(tmp_path: Path, source: Path) -> None:
+    """As `cp -p` or `rsync -t` leave it: size, time stamp and inode are those of before."""
+    path = source / "b.bin"
+    before = path.stat()
+    write(tmp_path, str(source))
+    time.sleep(0.05)  # more than a tick of the file system's clock
+    with path.open("r+b") as file:
+        file.write(b"c" * 1000)
+    os.utime(path, ns=(before.st_mtime_ns, before.st_mtime_ns))
+    assert (path.stat().st_mtime_ns, path.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    digest = hashlib.sha256(b"c" * 1000).hexdigest()
+    assert digest in json.dumps(write(tmp_path, str(source)))
+
+
 def test_what_is_wrong_with_a_source_is_said(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "inputs/sources.json"
     with pytest.raises(UserError, match="no such folder"):
@@ -97,4 +111,6 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path: Path, source: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
         write(tmp_path, str(source), "empty")
+    with pytest.raises(UserError, match=r"source s3://bucket/set: expected a folder"):
+        write(tmp_path, "s3://bucket/set")
     assert not target.exists(), "no half-written listing"

@@ -241,8 +241,8 @@ def test_rows_say_what_happened(undisturbed: tuple[Path, list[dict[str, Any]]]) 
 def test_rows_do_not_depend_on_the_number_of_workers(
     undisturbed: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
-    rows = collect(job(tmp_path / "out"), TRIALS, command(tmp_path / "checkpoint"), workers=2)
-    assert rows == undisturbed[1]
+    slow = command(tmp_path / "checkpoint", delay_s=0.05)  # so that both workers get to work
+    assert collect(job(tmp_path / "out"), TRIALS, slow, workers=2) == undisturbed[1]
     assert len({entry["process"] for entry in logged(tmp_path / "out")}) == 2
 
 

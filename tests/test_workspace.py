@@ -146,3 +146,18 @@ def test_a_folder_that_was_deleted_by_hand_does_not_disturb(miniature: Path) -> 
     shutil.rmtree(run.worktree)
     with workspace.opened(miniature, name="next"):
         pass
+
+
+def test_a_project_that_was_moved_goes_on(miniature: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git knows nothing of worktrees at their new places; the oldest go all the same."""
+    monkeypatch.setattr(workspace, "KEEP", 1)
+    for name in ("a", "b"):
+        with workspace.opened(miniature, name=name):
+            pass
+    moved = miniature.rename(miniature.with_name("moved"))
+    (moved / "recordings" / "kept").mkdir()
+    (moved / ".runs" / "link").symlink_to(moved / "recordings" / "kept")
+    with workspace.opened(moved, name="next") as run:
+        assert git(run.worktree, "branch", "--show-current") == "run/next"
+    assert {f.name for f in (moved / ".runs").iterdir()} == {"b", "next", "link"}
+    assert (moved / "recordings" / "kept").is_dir()

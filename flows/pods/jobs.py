@@ -94,13 +94,6 @@ class Jobs:
         """The Job as JSON; None when there is none of this name."""
         return _json(self._found(self.batch.read_namespaced_job, name, self.namespace))
 
-    def names(self, labels: dict[str, str]) -> list[str]:
-        """Jobs with these labels."""
-        selector = ",".join(f"{key}={value}" for key, value in sorted(labels.items()))
-        read = self.batch.list_namespaced_job
-        found = _json(self._call(read, self.namespace, label_selector=selector)) or {}
-        return [job["metadata"]["name"] for job in found.get("items") or []]
-
     def pods(self, name: str) -> list[Json]:
         """The Job's pods as JSON, by completion index."""
         selector = f"batch.kubernetes.io/job-name={name}"

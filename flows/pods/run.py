@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
 
+from prefect.exceptions import ExternalSignal
 from pydantic import BaseModel, Field, ValidationError
 
 from components.errors import StoppedError, UserError
@@ -17,7 +17,7 @@ from flows.failures import LostError
 from flows.graph import Stage
 from flows.pods import exchange
 from flows.pods.jobs import Jobs
-from flows.pods.manifests import PodOrder, fill, label, read
+from flows.pods.manifests import PodOrder, fill, read
 from flows.workspace import Run
 
 PASSED_ON = (  # to the pods, where set; keys never are: they come from the cluster's secrets
@@ -76,10 +76,10 @@ def run_stage(
     documents = read(run.worktree / "k8s" / "pods" / f"{stage.pod}.yaml")
     job, service = fill(documents, order(stage, run, attempt, revision, settings))
     name = job["metadata"]["name"]
-    jobs.submit(job, service)
     try:
+        jobs.submit(job, service)
         jobs.watch(name)
-    except (KeyboardInterrupt, StoppedError):
+    except (KeyboardInterrupt, StoppedError, ExternalSignal):  # the last is Prefect's for SIGTERM
         if jobs.state(name).phase in ("queued", "running"):  # it was this side that was stopped
             jobs.cancel(name)
         raise
@@ -106,11 +106,3 @@ def order(stage: Stage, run: Run, attempt: int, revision: str, settings: Setting
         processes=settings.processes if gang else 1,
         env={name: os.environ[name] for name in PASSED_ON if name in os.environ},
     )
-
-
-def cancel(run: str, settings: Settings | None = None, **keywords: Any) -> None:
-    """Delete all Jobs of a run with their pods: for the flow's cancellation hook."""
-    settings = settings or Settings.of(os.environ)
-    jobs = Jobs(settings.namespace, **({"say": print} | keywords))
-    for name in jobs.names({"wamflow.dev/run": label(run)}):
-        jobs.cancel(name)
