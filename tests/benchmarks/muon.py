@@ -5,8 +5,9 @@ our update is too far from float64, or ranks do not agree bit by bit.
 
 - `err_*`: relative Frobenius distance of one update to the same step in float64, the worst of all
   shapes and gradients; `orthogonality`: || O O^T - I || / sqrt(m), the worst for Gaussian ones.
-- `ratio_vs_torch_muon`: step time, both in bfloat16; `ratio_vs_torch_muon_float32`: ours in float32,
-  as a CPU runs it, over theirs, which knows bfloat16 only. `overhead_vs_adamw`: of a training step.
+- `ratio_vs_torch_muon`: step time, both in bfloat16; `ratio_vs_torch_muon_float32`: ours in
+  float32, as a CPU runs it, over theirs, which knows bfloat16 only. `overhead_vs_adamw`: of a
+  training step.
 - `ranks`: CPU seconds of a rank's optimizer step, given the same full gradients (the slowest rank).
 CPU times are of one thread and count the process's own seconds, so other work disturbs them little.
 """
