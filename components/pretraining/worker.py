@@ -163,14 +163,18 @@ def shape(windows: Windows, config: Config) -> Shape:
     )
 
 
-def train(windows: Windows, config: Config, key: str, out: Path | None) -> None:
-    """The whole loop of one rank, from the last checkpoint to the results in `out` (rank 0)."""
+def train(windows: Windows, job: dict[str, Any], config: Config, asked: list[int]) -> None:
+    """The whole loop of one rank, from the last checkpoint to the results (rank 0).
+
+    `asked` is not empty once a signal asks to stop.
+    """
+    key, out = job["key"], Path(job["out"]) if job["out"] else None
     training, folder = Training(windows, config), checkpoints.store(key)
     start = 0
     if found := checkpoints.latest(folder):
         start, state = found
         training.restore(state)
-    with _stop_requests() as asked, results.Log(training, start) as log:
+    with results.Log(training, start) as log:
         for step in range(start, windows.steps):
             training.step(step)
             log.after(step)
@@ -216,7 +220,10 @@ def _check_world(config: Config) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT are noted and read at the end of a step."""
+    """SIGTERM and SIGINT are noted and read at the end of a step.
+
+    Before the ranks meet: one that is slow to start must not die of what the others wait for.
+    """
     asked: list[int] = []
     before = {
         s: signal.signal(s, lambda number, _: asked.append(number))
@@ -244,20 +251,20 @@ def main(folder: Path) -> int:
     torch.use_deterministic_algorithms(config.device == "cpu")
     if config.device == "cuda":
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
-    try:
-        _check_world(config)
-        out = Path(job["out"]) if job["out"] else None
-        train(Windows(Path(job["view"]), config), config, job["key"], out)
-    except Exception as error:
-        known = _known(error)
-        if known is None:
-            raise
-        failure = {"type": type(known).__name__, "message": str(known)}
-        Path(os.environ["WAMFLOW_FAILURE"]).write_text(json.dumps(failure))
-        return known.exit_code
-    finally:
-        dist.destroy_process_group()
+    with _stop_requests() as asked:
+        dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
+        try:
+            _check_world(config)
+            train(Windows(Path(job["view"]), config), job, config, asked)
+        except Exception as error:
+            known = _known(error)
+            if known is None:
+                raise
+            failure = {"type": type(known).__name__, "message": str(known)}
+            Path(os.environ["WAMFLOW_FAILURE"]).write_text(json.dumps(failure))
+            return known.exit_code
+        finally:
+            dist.destroy_process_group()
     return 0
 
 
