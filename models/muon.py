@@ -1,20 +1,25 @@
 """Muon (Jordan et al. 2024): momentum, orthogonalised by Newton-Schulz, for hidden matrices.
 
 Step size matched to AdamW's RMS (Liu et al. 2025, "Muon is scalable"): update = 0.2 sqrt(max(m,
-n)) O.
-Embeddings, heads, norms, biases, patch and time projections go to AdamW.
+n)) O. Embeddings, heads, norms, biases, patch and time projections go to AdamW.
+
+Under plain data parallel each matrix has an owner rank: gradients are reduced to it, it keeps the
+momentum, orthogonalises once and sends the update, while it works on its next matrices (the scheme
+of "Muon is scalable" and DMuon, over whole matrices).
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # quintic of Jordan et al.
+from models.newton_schulz import orthogonalise
+from models.owners import Bundle, bundles, owners, turns
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -31,51 +36,171 @@ def split(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Param
     return muon, adamw
 
 
-def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """Nearest (semi-)orthogonal matrices of (N, m, n) by `steps` Newton-Schulz iterations.
-
-    Singular values end within about 0.7..1.2, which is enough (Jordan et al.).
-    """
-    a, b, c = COEFFICIENTS
-    tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+def describe(model: nn.Module) -> str:
+    """The split in one line for the log: how many matrices of which shapes, how much is left."""
+    muon, adamw = split(model)
+    shapes = Counter(tuple(p.shape) for p in muon.values())
+    listed = ", ".join(f"{count} of {m} x {n}" for (m, n), count in sorted(shapes.items()))
+    numbers = [sum(p.numel() for p in part.values()) for part in (muon, adamw)]
+    return (
+        f"Muon: {len(muon)} hidden matrices, {numbers[0]:,} numbers ({listed}); "
+        f"AdamW: the {len(adamw)} other parameters, {numbers[1]:,} numbers"
+    )
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, Newton-Schulz batched over equal shapes, decoupled weight decay."""
+    """Nesterov momentum, Newton-Schulz batched over equal shapes, decoupled weight decay.
+
+    Where torch.distributed is initialised, every rank of `group` must hold the same parameters in
+    the same order and call the same methods. Every parameter must have a gradient. `precision` of
+    the orthogonalisation is bfloat16 on a GPU and float32 elsewhere unless given.
+    """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float
-    ) -> None:
+        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float,
+        *, precision: torch.dtype | None = None, group: dist.ProcessGroup | None = None,
+    ) -> None:  # fmt: skip
+        self.matrices = list(parameters)
         super().__init__(
-            list(parameters), {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+            self.matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
+        )
+        together = dist.is_available() and dist.is_initialized()
+        self.group = group
+        self.rank = dist.get_rank(group) if together else 0
+        self.world_size = dist.get_world_size(group) if together else 1
+        on_gpu = self.matrices[0].is_cuda
+        self.precision = precision or (torch.bfloat16 if on_gpu else torch.float32)
+        self.bundles = bundles([p.shape for p in self.matrices], self.precision)
+        costs = [bundle.flops for bundle in self.bundles]
+        self.owner = owners(costs, self.world_size)
+        self._turns = turns(costs, self.owner, self.world_size)
+
+    def owned(self) -> list[nn.Parameter]:
+        """The parameters whose momentum this rank keeps and whose update it computes."""
+        mine = [b for b, owner in zip(self.bundles, self.owner, strict=True) if owner == self.rank]
+        return [self.matrices[index] for bundle in mine for index in bundle.members]
+
+    def shares(self) -> str:
+        """Who orthogonalises how much, for the log."""
+        load = [0] * self.world_size
+        for bundle, owner in zip(self.bundles, self.owner, strict=True):
+            load[owner] += bundle.flops
+        most = max(load) * self.world_size / sum(load)
+        digits = str(self.precision).removeprefix("torch.")
+        return (
+            f"{len(self.bundles)} bundles on {self.world_size} ranks in {digits}, the heaviest "
+            f"with {most:.2f} of a fair share"
         )
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """One update of all matrices that have a gradient."""
-        for group in self.param_groups:
-            by_shape: dict[torch.Size, list[nn.Parameter]] = defaultdict(list)
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    by_shape[parameter.shape].append(parameter)
-            for shape, parameters in by_shape.items():
-                updates = orthogonalise(torch.stack([self._momentum(p, group) for p in parameters]))
-                scale = 0.2 * max(shape) ** 0.5 * group["lr"]
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update, alpha=-scale)
+    def reduce_gradients(self) -> None:
+        """Average gradients over ranks, each at its owner; the other ranks' ones are freed.
 
-    def _momentum(self, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
-        """Nesterov's look-ahead gradient; the buffer is an exponential average."""
-        assert parameter.grad is not None
-        state = self.state[parameter]
+        Not needed where gradients are averages already, as under DistributedDataParallel.
+        """
+        if self.world_size == 1:
+            return
+        sums = [torch.cat([self._gradient(i).flatten() for i in b.members]) for b in self.bundles]
+        works = [
+            dist.reduce(flat, group_dst=owner, group=self.group, async_op=True)
+            for flat, owner in zip(sums, self.owner, strict=True)
+        ]
+        for index, (bundle, flat, work) in enumerate(zip(self.bundles, sums, works, strict=True)):
+            _wait(work)
+            mine = self.owner[index] == self.rank
+            pieces = (flat / self.world_size).chunk(len(bundle.members)) if mine else ()
+            for place, member in enumerate(bundle.members):
+                matrix = self.matrices[member]
+                matrix.grad = pieces[place].view_as(matrix) if mine else None
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """One update of all matrices; only the owners' gradients are read."""
+        before: list[tuple[Bundle, Tensor, dist.Work | None]] = []
+        for turn in self._turns:
+            sent = [(self.bundles[index], *self._update(index)) for index in turn]
+            self._apply(before)  # while the updates of this turn are on their way
+            before = sent
+        self._apply(before)
+
+    def _update(self, index: int) -> tuple[Tensor, dist.Work | None]:
+        """(N, m, n) of one bundle, here or from its owner; not there before its work is done."""
+        bundle, owner = self.bundles[index], self.owner[index]
+        if owner == self.rank:
+            update = orthogonalise(self._look_ahead(bundle), self.precision)
+        else:
+            size = (len(bundle.members), *bundle.shape)
+            update = self.matrices[0].new_empty(size, dtype=self.precision)
+        if self.world_size == 1:
+            return update, None
+        update = update.contiguous()
+        return update, dist.broadcast(update, group_src=owner, group=self.group, async_op=True)
+
+    def _apply(self, updates: Sequence[tuple[Bundle, Tensor, dist.Work | None]]) -> None:
+        group = self.param_groups[0]
+        for bundle, update, work in updates:
+            if work is not None:
+                _wait(work)
+            matrices: list[Tensor] = [self.matrices[index] for index in bundle.members]
+            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            scale = 0.2 * max(bundle.shape) ** 0.5 * group["lr"]
+            for matrix, piece in zip(matrices, update, strict=True):
+                matrix.add_(_wide(piece, matrix), alpha=-scale)
+
+    def _look_ahead(self, bundle: Bundle) -> Tensor:
+        """Nesterov's gradients (N, m, n) of a bundle; the momentum is an exponential average."""
+        keep = self.param_groups[0]["momentum"]
+        gradients = [self._gradient(index) for index in bundle.members]
+        momenta = [self._momentum(index) for index in bundle.members]
+        torch._foreach_lerp_(momenta, gradients, 1 - keep)
+        ahead = torch._foreach_lerp(gradients, momenta, keep)
+        return torch.stack([_wide(matrix, matrix) for matrix in ahead])
+
+    def _gradient(self, index: int) -> Tensor:
+        gradient = self.matrices[index].grad
+        if gradient is None:
+            raise RuntimeError(
+                f"Muon: matrix {index} of shape {tuple(self.matrices[index].shape)} has no "
+                "gradient; expected one of every matrix, so each must take part in the loss."
+            )
+        return gradient
+
+    def _momentum(self, index: int) -> Tensor:
+        state = self.state[self.matrices[index]]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        return parameter.grad.lerp(state["momentum"], group["momentum"])
+            state["momentum"] = torch.zeros_like(self.matrices[index])
+        momentum: Tensor = state["momentum"]
+        return momentum
+
+    def momenta(self) -> list[Tensor] | None:
+        """All momenta in the order of the parameters, on rank 0; None elsewhere. All must call."""
+        gathered: dict[int, Tensor] = {}
+        for bundle, owner in zip(self.bundles, self.owner, strict=True):
+            for index in bundle.members:
+                momentum = self._momentum(index) if owner == self.rank else None
+                if self.rank == 0:
+                    if momentum is None:
+                        momentum = torch.empty_like(self.matrices[index])
+                        dist.recv(momentum, group_src=owner, group=self.group)
+                    gathered[index] = momentum
+                elif momentum is not None:
+                    dist.send(momentum, group_dst=0, group=self.group)
+        return [gathered[index] for index in range(len(self.matrices))] if self.rank == 0 else None
+
+    def load_momenta(self, momenta: Sequence[Tensor]) -> None:
+        """The inverse of `momenta` at any number of ranks; each keeps what it owns."""
+        self.state.clear()
+        mine = {id(matrix) for matrix in self.owned()}
+        for matrix, momentum in zip(self.matrices, momenta, strict=True):
+            if id(matrix) in mine:
+                self.state[matrix]["momentum"] = momentum.to(matrix, copy=True)
+
+
+def _wide(matrix: Tensor, like: Tensor) -> Tensor:
+    """Rows no longer than columns, and back: transposed where `like` is tall."""
+    return matrix.mT if like.shape[0] > like.shape[1] else matrix
+
+
+def _wait(work: dist.Work | None) -> None:
+    assert work is not None  # only ranks outside the group get none
+    work.wait()

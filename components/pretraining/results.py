@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from components import records, report, tracking
 from components.outputs import write_json, write_table
 from components.pretraining.stage import Report
-from models.muon import split
+from models.muon import describe, split
 
 if TYPE_CHECKING:
     from components.pretraining.worker import Training
@@ -33,10 +33,9 @@ class Log:
 
     def __enter__(self) -> Log:
         if self.training.rank == 0:
-            hidden, rest = split(self.training.model)
             print(
-                f"pretraining: {self.training.windows.steps} steps from step {self.start}; Muon: "
-                f"{len(hidden)} hidden matrices, AdamW the {len(rest)} other parameters",
+                f"pretraining: {self.training.windows.steps} steps from step {self.start}; "
+                f"{describe(self.training.model)}; {self.training.muon.shares()}",
                 flush=True,
             )
             self.run = tracking.start(

@@ -1,8 +1,9 @@
 """One worker: `python -m torch.distributed.run ... -m components.pretraining.worker FOLDER`.
 
-All ranks run the same loop. Gradients are averaged over gloo (CPU) or NCCL (GPU) in one flat
-vector, whose sum over two ranks is the same from run to run; noise comes from a generator seeded
-by (seed, step, rank), so that a resumed training draws what an undisturbed one would have drawn.
+All ranks run the same loop. Gradients are averaged over gloo (CPU) or NCCL (GPU): those of hidden
+matrices at their owner, the rest in one flat vector on all ranks; the sums are the same from run to
+run. Noise comes from a generator seeded by (seed, step, rank), so that a resumed training draws
+what an undisturbed one would have drawn.
 """
 
 from __future__ import annotations
@@ -84,17 +85,25 @@ class Training:
         )
 
     def _reduce(self, terms: Tensor) -> Tensor:
-        """Average gradients and loss terms over ranks, clip; returns the norm before clipping."""
-        parameters = [p for p in self.model.parameters() if p.grad is not None]
-        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None] + [terms])
+        """Average gradients and loss terms over ranks, clip; returns the norm before clipping.
+
+        Gradients of hidden matrices are averaged at their owner only, all others everywhere.
+        """
+        self.muon.reduce_gradients()
+        rest = [p for p in self.adamw.param_groups[0]["params"] if p.grad is not None]
+        flat = torch.cat([p.grad.flatten() for p in rest] + [terms])
         dist.all_reduce(flat)
         flat /= self.world_size
         terms.copy_(flat[-len(terms) :])
-        norm: Tensor = flat[: -len(terms)].norm()
-        scale = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
-        pieces = (flat[: -len(terms)] * scale).split([p.numel() for p in parameters])
-        for parameter, piece in zip(parameters, pieces, strict=True):
+        pieces = flat[: -len(terms)].split([p.numel() for p in rest])
+        for parameter, piece in zip(rest, pieces, strict=True):
             parameter.grad = piece.view_as(parameter)
+        mine = [p.grad for p in self.muon.owned() if p.grad is not None]
+        squares = torch.stack([g.norm() ** 2 for g in mine]).sum() if mine else flat.new_zeros(())
+        dist.all_reduce(squares)
+        norm: Tensor = (squares + flat[: -len(terms)].norm() ** 2).sqrt()
+        scale = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
+        torch._foreach_mul_(mine + [p.grad for p in rest], scale)
         return norm
 
     def _rate(self, step: int) -> float:
@@ -105,34 +114,36 @@ class Training:
         return min(up, down, 1.0)
 
     def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, as named tensors."""
+        """Everything that the next step depends on, as named tensors, on rank 0; all must call."""
+        momenta = self.muon.momenta()
+        if momenta is None:
+            return {}
         named = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
         named |= {f"average.{n}": p for n, p in self.average.items()}
-        for name, optimizer in (("muon", self.muon), ("adamw", self.adamw)):
-            for index, slots in optimizer.state_dict()["state"].items():
-                named |= {f"{name}.{index}.{slot}": value for slot, value in slots.items()}
+        named |= {f"muon.{index}.momentum": momentum for index, momentum in enumerate(momenta)}
+        for index, slots in self.adamw.state_dict()["state"].items():
+            named |= {f"adamw.{index}.{slot}": value for slot, value in slots.items()}
         return {n: t.contiguous().cpu() for n, t in named.items()} | {
             "curve": self.curve,
             "exposure": self.exposure,
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`, at any number of ranks."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(state[f"model.{name}"])
                 self.average[name].copy_(state[f"average.{name}"])
         self.curve.copy_(state["curve"])
         self.exposure.copy_(state["exposure"])
-        for prefix, optimizer in (("muon", self.muon), ("adamw", self.adamw)):
-            whole = optimizer.state_dict()
-            slots: dict[int, dict[str, Tensor]] = {}
-            for name, value in state.items():
-                owner, _, rest = name.partition(".")
-                if owner == prefix:
-                    index, slot = rest.split(".", 1)
-                    slots.setdefault(int(index), {})[slot] = value
-            optimizer.load_state_dict(whole | {"state": slots})
+        matrices = range(len(self.muon.matrices))
+        self.muon.load_momenta([state[f"muon.{index}.momentum"] for index in matrices])
+        slots: dict[int, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if name.startswith("adamw."):
+                _, index, slot = name.split(".", 2)
+                slots.setdefault(int(index), {})[slot] = value
+        self.adamw.load_state_dict(self.adamw.state_dict() | {"state": slots})
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:
@@ -152,14 +163,18 @@ def shape(windows: Windows, config: Config) -> Shape:
     )
 
 
-def train(windows: Windows, config: Config, key: str, out: Path | None) -> None:
-    """The whole loop of one rank, from the last checkpoint to the results in `out` (rank 0)."""
+def train(windows: Windows, job: dict[str, Any], config: Config, asked: list[int]) -> None:
+    """The whole loop of one rank, from the last checkpoint to the results (rank 0).
+
+    `asked` is not empty once a signal asks to stop.
+    """
+    key, out = job["key"], Path(job["out"]) if job["out"] else None
     training, folder = Training(windows, config), checkpoints.store(key)
     start = 0
     if found := checkpoints.latest(folder):
         start, state = found
         training.restore(state)
-    with _stop_requests() as asked, results.Log(training, start) as log:
+    with results.Log(training, start) as log:
         for step in range(start, windows.steps):
             training.step(step)
             log.after(step)
@@ -176,8 +191,9 @@ def train(windows: Windows, config: Config, key: str, out: Path | None) -> None:
 
 
 def _save(training: Training, folder: Path, step: int) -> None:
+    state = training.state()
     if training.rank == 0:
-        checkpoints.save(folder, step, training.state())
+        checkpoints.save(folder, step, state)
     dist.barrier()
 
 
@@ -204,7 +220,10 @@ def _check_world(config: Config) -> None:
 
 @contextmanager
 def _stop_requests() -> Iterator[list[int]]:
-    """SIGTERM and SIGINT are noted and read at the end of a step."""
+    """SIGTERM and SIGINT are noted and read at the end of a step.
+
+    Before the ranks meet: one that is slow to start must not die of what the others wait for.
+    """
     asked: list[int] = []
     before = {
         s: signal.signal(s, lambda number, _: asked.append(number))
@@ -232,20 +251,20 @@ def main(folder: Path) -> int:
     torch.use_deterministic_algorithms(config.device == "cpu")
     if config.device == "cuda":
         torch.cuda.set_device(local_rank())
-    dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
-    try:
-        _check_world(config)
-        out = Path(job["out"]) if job["out"] else None
-        train(Windows(Path(job["view"]), config), config, job["key"], out)
-    except Exception as error:
-        known = _known(error)
-        if known is None:
-            raise
-        failure = {"type": type(known).__name__, "message": str(known)}
-        Path(os.environ["WAMFLOW_FAILURE"]).write_text(json.dumps(failure))
-        return known.exit_code
-    finally:
-        dist.destroy_process_group()
+    with _stop_requests() as asked:
+        dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
+        try:
+            _check_world(config)
+            train(Windows(Path(job["view"]), config), job, config, asked)
+        except Exception as error:
+            known = _known(error)
+            if known is None:
+                raise
+            failure = {"type": type(known).__name__, "message": str(known)}
+            Path(os.environ["WAMFLOW_FAILURE"]).write_text(json.dumps(failure))
+            return known.exit_code
+        finally:
+            dist.destroy_process_group()
     return 0
 
 
