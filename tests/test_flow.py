@@ -16,6 +16,7 @@ import psutil
 import pytest
 import yaml
 
+from components.errors import UserError
 from components.stations import recording
 from flows import graph, retrain, server, supervisor, workspace
 from tests.conftest import ROOT, git, wamflow
@@ -312,12 +313,14 @@ def test_a_refused_run_is_one_message_and_leaves_nothing(miniature: Path) -> Non
     process = wamflow(miniature, "run", "--name", "refused")
     _, err = process.communicate(timeout=170)
     assert process.returncode == UserError.exit_code, err
-    assert "Traceback" not in err and "expected a folder" in err
+    assert "Traceback" not in err and "expected a LeRobot data set" in err
     assert git(miniature, "branch", "--list") == before
     assert not (miniature / ".runs" / "refused").exists()
 
 
-def test_git_variables_of_another_repository_change_nothing(miniature: Path, tmp_path: Path) -> None:
+def test_git_variables_of_another_repository_change_nothing(
+    miniature: Path, tmp_path: Path
+) -> None:
     git(tmp_path, "init", "--quiet", "other")
     process = wamflow(miniature, "models", "--json", GIT_DIR=str(tmp_path / "other/.git"))
     out, err = process.communicate(timeout=60)
