@@ -35,6 +35,7 @@ class Reader:
         self.source = source
         self.warnings: list[str] = []
         info = metadata.info(source)
+        self.format = f"LeRobot {info.get('codebase_version') or 'v2'}"
         self._data = {int(m[1]): path for path in source.listed if (m := DATA.match(path))}
         self._listed = self._episodes()
         self._tasks = {

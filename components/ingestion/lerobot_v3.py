@@ -37,6 +37,7 @@ class Reader:
         self.source = source
         self.warnings: list[str] = []
         info = metadata.info(source)
+        self.format = f"LeRobot {info.get('codebase_version') or 'v3.0'}"
         self._listed = self._episodes()
         self._tasks = self._read_tasks()
         self.indices = sorted(self._listed)
