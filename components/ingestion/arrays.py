@@ -143,4 +143,7 @@ def same_rows(
             Reason.MISSING_DATA, f"state has {len(state)} rows, action has {len(action)}"
         )
         return RawEpisode(index, uri, version, problem=problem)
+    if rows == 0:
+        problem = Problem(Reason.EMPTY_EPISODE, "the episode has no rows")
+        return RawEpisode(index, uri, version, problem=problem)
     return state[:rows], action[:rows]

@@ -6,7 +6,9 @@ The films of a source lie in a temporary folder that goes when its reader does.
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,11 +27,12 @@ class Films:
     """Encodes the pictures of (episode, camera) once; later calls give the same file."""
 
     def __init__(self) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="wamflow-films-")
+        self._folder = Path(tempfile.mkdtemp(prefix="wamflow-films-"))
+        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
 
     def span(self, index: int, camera: str, pictures: Iterable[Picture], fps: float) -> Span:
         """The film of one camera of one episode. ValueError or OSError when a picture is bad."""
-        path = Path(self._folder.name) / f"{index:06d}-{camera}.mp4"
+        path = self._folder / f"{index:06d}-{camera}.mp4"
         if not path.exists():
             partial = path.with_name(f"partial-{path.name}")
             encode(partial, pictures, fps)
