@@ -213,7 +213,7 @@ class Reader:
         if rates and max(rates) > 1.2 * min(rates):
             self._found.append(
                 f"the state's rate differs between recordings, {min(rates):.1f} to "
-                f"{max(rates):.1f} Hz; {_round(float(np.median(rates))):g} Hz is declared"
+                f"{max(rates):.1f} Hz; {_round(float(np.median(rates))):g} Hz is taken"
             )
         return Layout(
             robot_type=named[0] if named else arrays.robot(*said, self.source.name),
