@@ -21,13 +21,13 @@ install: .venv/.installed .venv/.osmesa
 
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v == (3, 11) or sys.exit(f"wamflow needs Python 3.11; {sys.executable} is {v[0]}.{v[1]}. Install python3.11 and python3.11-venv, or run: make PYTHON=/path/to/python3.11")'
-	@test -d .venv || $(PYTHON) -m venv .venv
+	@test -x $(BIN)/pip || $(PYTHON) -m venv --clear .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
 # MuJoCo renders without a GPU through OSMesa, the one library that pip cannot bring.
 .venv/.osmesa: .venv/.installed
-	@if ldconfig -p | grep -q libOSMesa; then :; \
+	@if PATH="$$PATH:/usr/sbin:/sbin" ldconfig -p | grep -q libOSMesa; then :; \
 	elif [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq libosmesa6; \
 	else echo "Rendering needs one system library. Run this, then make again: sudo apt-get install libosmesa6"; exit 1; fi
 	@touch $@

@@ -13,7 +13,6 @@ import sys
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"  # another number of threads gives other bytes
 
-import errno
 import importlib
 import inspect
 import json
@@ -22,7 +21,7 @@ from pathlib import Path
 
 from components import params
 from components.errors import OutOfSpaceError, UserError, WamflowError
-from components.outputs import write_json
+from components.outputs import is_full_disk, write_json
 
 STAGES = (
     "ingestion",
@@ -62,11 +61,9 @@ def main(arguments: list[str]) -> int:
         run_stage(arguments[0], arguments[1:])
     except WamflowError as error:
         return failed(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return crashed(error)
-        return failed(OutOfSpaceError(f"{error.filename or 'disk'}: no space left; make room."))
     except Exception as error:
+        if is_full_disk(error):
+            return failed(OutOfSpaceError(f"{arguments[0]}: no space left on the disk; make room."))
         return crashed(error)
     return 0
 

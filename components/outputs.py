@@ -21,28 +21,37 @@ from components.errors import OutOfSpaceError
 def whole_folder(target: Path) -> Iterator[Path]:
     """Yield an empty sibling folder and rename it to `target` at the end; leave nothing on errors.
 
-    A sibling left by a killed run is removed first. The rename is atomic, so a reader sees the old
+    Siblings left by a killed run are removed first. Renames are atomic, so a reader sees the old
     folder, or none, or the whole new one. OutOfSpaceError when the disk is full.
     """
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    old = target.with_name(f".{target.name}.old")
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         yield partial
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(old)
         partial.rename(target)
-    except OSError as error:
+        shutil.rmtree(old, ignore_errors=True)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full_disk(error):
             raise OutOfSpaceError(
                 f"{target}: no space left on the disk while writing; nothing was kept. "
                 "Make room (`dvc gc --workspace`, or a larger disk) and run again."
             ) from error
         raise
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+
+
+def is_full_disk(error: BaseException) -> bool:
+    """Whether an error means a full disk or quota; safetensors says so in words only."""
+    full = (errno.ENOSPC, errno.EDQUOT)
+    if isinstance(error, OSError):
+        return error.errno in full
+    said = str(error) if type(error).__name__ == "SafetensorError" else ""
+    return any(f"os error {code}" in said.lower() for code in full)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 SHOWN_EPISODES = 4
+SHOWN_TRIALS = 4
 
 
 def markdown(stage: str, desc: str, worktree: Path, outcome: str) -> str:
@@ -90,7 +91,19 @@ def _pretraining(worktree: Path, png: Path) -> None:
 
 
 def _evaluation(worktree: Path, png: Path) -> None:
-    png.write_bytes((worktree / "data/evaluation/results.png").read_bytes())
+    """Success rates; below them some trials of the model, where this run collected them."""
+    from PIL import Image
+
+    sheets = [worktree / "data/evaluation/results.png"]
+    sheets += sorted((worktree / "report/trials/pictures").glob("*.png"))[:SHOWN_TRIALS]
+    pictures = [Image.open(sheet).convert("RGB") for sheet in sheets]
+    width = max(picture.width for picture in pictures)
+    page = Image.new("RGB", (width, sum(picture.height for picture in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        page.paste(picture, (0, top))
+        top += picture.height
+    page.save(png)
 
 
 DRAWN: dict[str, Callable[[Path, Path], None]] = {

@@ -23,11 +23,21 @@ from components.trials import settings
 from flows import failures, locks
 
 INPUTS = ("data/checkpoint", "data/episodes", "data/captions", "data/plan")
-CODE = (  # of what acts and of what serves
+CODE = (  # what acts and what serves, with all that they import (tests/test_graph.py)
     "components/trials",
     "components/stations",
     "components/serving",
+    "components/__init__.py",
+    "components/__main__.py",
+    "components/episodes.py",
+    "components/errors.py",
+    "components/lerobot.py",
+    "components/lerobot_stats.py",
     "components/normalisation.py",
+    "components/outputs.py",
+    "components/packets.py",
+    "components/params.py",
+    "components/records.py",
     "components/sentences.py",
     "models",
 )

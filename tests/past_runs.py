@@ -68,7 +68,8 @@ def project(folder: Path) -> Path:
         for path in set(stage["deps"]) - made:
             stand_in = folder / path if Path(path).suffix else folder / path / "code.txt"
             stand_in.parent.mkdir(parents=True, exist_ok=True)
-            stand_in.write_text(f"code of {path}\n")
+            real = PROJECT / path  # single files are importable, folders are only named
+            stand_in.write_text(real.read_text() if real.is_file() else f"code of {path}\n")
     (folder / "dvc.yaml").write_text(yaml.safe_dump(graph, sort_keys=False))
     (folder / "params.yaml").write_text(yaml.safe_dump(VALUES, sort_keys=False))
     shutil.copy(PROJECT / "tests" / "past_stages.py", folder / "make.py")

@@ -28,6 +28,7 @@ class ScriptedPolicy:
         self.script = script
         self.requests = 0
         self.metadata = {"policy": "scripted", "targets": len(script["targets"])}
+        self.metadata |= {"model_digest": script["digest"]} if script["digest"] else {}
 
     def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
         time.sleep(self.script["delay_s"])
@@ -64,11 +65,16 @@ def write(
     delay_s: float = 0.0,
     dies_once: Path | None = None,
     dies_at: int = 10,
+    digest: str = "",
 ) -> Path:
-    """A script as `load` reads it; `dies_once` marks that it died at request `dies_at`."""
+    """A script as `load` reads it; `dies_once` marks that it died at request `dies_at`.
+
+    `digest` is what it says of its model, if anything.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     script = {"targets": targets, "horizon": 40, "step_m": 0.006, "delay_s": delay_s}
     script |= {"dies_once": str(dies_once), "dies_at": dies_at if dies_once else 0}
+    script |= {"digest": digest}
     (folder / "policy.json").write_text(json.dumps(script))
     return folder
 

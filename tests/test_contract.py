@@ -115,7 +115,7 @@ def test_a_full_disk_is_said_and_nothing_is_kept(tmp_path: Path) -> None:
 
 
 def test_every_failure_has_a_code_of_its_own() -> None:
-    kinds = WamflowError.__subclasses__()
+    kinds = [k for k in WamflowError.__subclasses__() if k.__module__ == "components.errors"]
     assert len({kind.exit_code for kind in kinds}) == len(kinds)
     assert all(0 < kind.exit_code < 126 for kind in kinds)
 

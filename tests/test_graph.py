@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import grimp
@@ -14,7 +15,7 @@ import yaml
 
 from components.__main__ import STAGES
 from components.errors import UserError
-from flows import graph
+from flows import graph, trials
 from tests.conftest import ROOT, git
 
 
@@ -46,16 +47,26 @@ def test_deps_are_the_closure_of_first_party_imports() -> None:
         entry = {"components.__main__"} | {
             m for m in imports.modules if m.startswith(f"components.{stage.name}.")
         }
-        needed = set(entry)
-        for module in entry:
-            needed |= imports.find_upstream_modules(module)
-        files = {_file(name) for module in needed for name in (module, *_parents(module))}
-        covered = {
-            f for f in files for d in stage.deps if f == d or f.startswith(f"{d.rstrip('/')}/")
-        }
-        if left := sorted(files - covered):
+        if left := _not_covered(imports, entry, stage.deps):
             missing[stage.name] = left
     assert missing == {}
+
+
+def test_the_key_of_trials_covers_the_closure_of_first_party_imports() -> None:
+    """Trials that other code collected must never pass for those of this code."""
+    imports = grimp.build_graph("components", "models", "flows", cache_dir=None)
+    processes = {"components.trials.__main__", "components.serving.__main__"}
+    assert _not_covered(imports, processes, trials.CODE) == []
+    assert all((ROOT / place).exists() for place in trials.CODE)
+
+
+def _not_covered(imports: grimp.ImportGraph, entry: set[str], places: Sequence[str]) -> list[str]:
+    """Files of all modules that `entry` can import which lie in none of `places`."""
+    needed = entry.union(*(imports.find_upstream_modules(module) for module in entry))
+    files = {_file(name) for module in needed for name in (module, *_parents(module))}
+    return sorted(
+        f for f in files if not any(f == p or f.startswith(f"{p.rstrip('/')}/") for p in places)
+    )
 
 
 def _parents(module: str) -> list[str]:

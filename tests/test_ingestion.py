@@ -755,6 +755,24 @@ def test_a_span_of_a_file_outside_its_pictures_is_no_video(tmp_path: Path) -> No
     assert lerobot.lerobot_stats.of_first_picture(Span(video_file(root, 0), 9.0, 10.0)) is None
 
 
+@pytest.mark.parametrize("filler", [b"\x00", b"\xff"])
+def test_a_video_damaged_in_the_middle_is_no_episode(tmp_path: Path, filler: bytes) -> None:
+    """One key picture is overwritten; the first picture and the last group stay whole."""
+    root = dataset_v21(tmp_path / "d")
+    path = video_file(root, 1)
+    with av.open(str(path)) as container:
+        keys = [p for p in container.demux(video=0) if p.is_keyframe and p.size]
+    assert len(keys) >= 3
+    hit = keys[len(keys) // 2]
+    data = bytearray(path.read_bytes())
+    data[hit.pos : hit.pos + hit.size] = filler * hit.size
+    path.write_bytes(bytes(data))
+    ingest(tmp_path / "out", root)
+    assert {e: reason for e, (reason, _) in rejected(tmp_path / "out").items()} == {
+        1: "unreadable_video"
+    }
+
+
 # -- names and columns ----------------------------------------------------------------------------
 
 

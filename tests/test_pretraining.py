@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -19,12 +22,14 @@ from safetensors.torch import load_file
 
 from components import lerobot, records
 from components.encoding import encode
-from components.errors import DataError, UserError
+from components.errors import DataError, OutOfSpaceError, UserError
 from components.normalisation import Normalisation, quantiles
 from components.outputs import sha256, sha256_folder, write_json
+from components.params import section
 from components.pretraining import checkpoints, stage, view
 from components.pretraining.event_plans import event_plans
 from components.pretraining.windows import Windows
+from components.pretraining.worker import noise_seed
 from tests.made_episodes import arm, through
 
 ROOT = Path(__file__).parents[1]
@@ -229,7 +234,48 @@ def test_a_receipt_that_names_another_plan_is_refused(data: Path, tmp_path: Path
 def test_draws_that_fill_no_whole_batch_are_refused(windows: Windows) -> None:
     folder = Path(windows.frames.filename).parent  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"multiple of pretraining\.batch_size"):
-        Windows(folder, stage.Config.model_validate(VALUES | {"batch_size": 7}))
+        Windows(folder, stage.Config.model_validate(VALUES | {"batch_size": 10}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"batch_size": 7}, "batch_size (7) must be a multiple of processes (2)"),
+        ({"model": VALUES["model"] | {"width": 33}}, "width (33) must be a multiple of heads (2)"),
+        ({"model": VALUES["model"] | {"max_steps": 21}}, "multiple of action_patch_steps (4)"),
+        ({"model": VALUES["model"] | {"key_px": 25}}, "multiple of key_patch_px (12)"),
+    ],
+)
+def test_values_that_do_not_fit_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        section({"pretraining": VALUES | change}, "pretraining", stage.Config)
+
+
+def test_every_step_of_every_rank_has_noise_of_its_own() -> None:
+    seeds = [noise_seed(s, t, r) for s in (0, 2**40) for t in range(50) for r in range(2)]
+    assert len(set(seeds)) == len(seeds)
+    for seed in seeds:
+        torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_said_and_leaves_no_checkpoint(small_disk: Path) -> None:
+    with pytest.raises(OutOfSpaceError, match="no space left on the disk"):
+        checkpoints.save(small_disk / "key", 1, {"x": torch.zeros(100_000)})
+    assert list((small_disk / "key").iterdir()) == []
+    with pytest.raises(OSError, match="No space left"):
+        view.allocate(small_disk / "frames", 1_000_000)
 
 
 def test_unmarked_and_damaged_checkpoints_are_passed_over(

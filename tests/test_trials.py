@@ -270,6 +270,35 @@ def test_a_worker_that_dies_is_said_and_the_rest_is_collected_later(
     assert collect(mortal, TRIALS, start, workers=1) == undisturbed[1]
 
 
+def test_another_model_on_the_server_is_wrong_data_before_any_trial(tmp_path: Path) -> None:
+    start = command(tmp_path / "checkpoint", digest="another")
+    with pytest.raises(DataError, match="expected model digest; got another"):
+        collect(job(tmp_path / "out"), TRIALS, start, workers=1)
+    assert not (tmp_path / "out/journal.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "push the puck", "policy": "random"},
+        {"policy": "another"},
+        {"seed": 7},
+        {"checkpoint_digest": "of other weights"},
+    ],
+)
+def test_a_journals_row_of_another_trial_is_not_taken_for_this_one(
+    undisturbed: tuple[Path, list[dict[str, Any]]], tmp_path: Path, change: dict[str, Any]
+) -> None:
+    """After a kill, settings may have changed: row 0 is then of another trial than trial 0."""
+    (tmp_path / "out").mkdir()
+    journal = Journal(tmp_path / "out/journal.jsonl")
+    for row in undisturbed[1]:
+        journal.add(row | change if row["trial"] == 0 else row, {"kept": True})
+    start = command(tmp_path / "checkpoint")
+    assert collect(job(tmp_path / "out"), TRIALS, start, workers=1) == undisturbed[1]
+    assert [e.get("kept", False) for e in logged(tmp_path / "out")] == [True] * 12 + [False]
+
+
 def test_a_torn_last_line_is_cut_off(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.add({"trial": 4}, {"wall_s": 1.0})

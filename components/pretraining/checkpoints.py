@@ -46,6 +46,18 @@ def alone(key: str) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def scratch(key: str) -> Iterator[Path]:
+    """An empty folder for what the workers share; a killed training's is emptied by the next."""
+    folder = store(key).with_name(f"{key}.view")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def save(folder: Path, step: int, state: dict[str, Tensor]) -> None:
     """Save the state after `step` steps; older checkpoints but the last KEPT are removed."""
     with whole_folder(folder / f"{step:08d}") as out:
@@ -55,6 +67,11 @@ def save(folder: Path, step: int, state: dict[str, Tensor]) -> None:
         shutil.rmtree(old)
 
 
+def forget(key: str) -> None:
+    """Remove a training's checkpoints; to be called when its results are safe."""
+    shutil.rmtree(store(key), ignore_errors=True)
+
+
 def latest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     """(steps done, state) of the newest whole checkpoint; None when there is none."""
     for path in reversed(_steps(folder)):
@@ -62,11 +79,11 @@ def latest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
         if not marker.is_file():
             print(f"checkpoint {path.name} has no commit marker; passed over")
             continue
-        commit = json.loads(marker.read_text())
-        if sha256(path / "state.safetensors") != commit["sha256"]:
+        commit, state = json.loads(marker.read_text()), path / "state.safetensors"
+        if not state.is_file() or sha256(state) != commit["sha256"]:
             print(f"checkpoint {path.name} is damaged (its digest differs); passed over")
             continue
-        return int(commit["step"]), load_file(path / "state.safetensors")
+        return int(commit["step"]), load_file(state)
     return None
 
 

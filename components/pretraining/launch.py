@@ -37,7 +37,7 @@ def state_key(captions: Path, plan: Path, episodes: Path, config: Config) -> str
         "config": config.model_dump(mode="json"),
         "code": [
             hashlib.sha256(path.read_bytes()).hexdigest()
-            for folder in ("models", "components/pretraining")
+            for folder in ("models", "components/pretraining", "components")
             for path in sorted((CODE / folder).glob("*.py"))
         ],
     }
@@ -105,8 +105,5 @@ def _failure(path: Path, code: int) -> errors.WamflowError:
             f"pretraining: torchrun ended with {code} and no worker said why; see the log above."
         )
     failure = json.loads(path.read_text())
-    kinds: dict[str, type[errors.WamflowError]] = {
-        kind.__name__: kind
-        for kind in (errors.UserError, errors.DataError, errors.DivergedError, errors.StoppedError)
-    }
+    kinds = {kind.__name__: kind for kind in errors.WamflowError.__subclasses__()}
     return kinds.get(failure["type"], errors.WamflowError)(failure["message"])

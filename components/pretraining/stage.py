@@ -8,11 +8,10 @@ so a killed or stopped training goes on where it was.
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from components.outputs import whole_folder
 
@@ -40,6 +39,22 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
         ge=0, le=1, description="Share of samples whose video is pure noise, as when acting."
     )
 
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ModelConfig:
+        """What must divide what."""
+        for whole, part in (
+            ("width", "heads"),
+            ("max_steps", "action_patch_steps"),
+            ("key_px", "key_patch_px"),
+            ("future_px", "future_patch_px"),
+        ):
+            a, b = getattr(self, whole), getattr(self, part)
+            if a % b:
+                raise ValueError(f"{whole} ({a}) must be a multiple of {part} ({b})")
+        if self.width % 2:
+            raise ValueError(f"width ({self.width}) must be even, for its sines and cosines")
+        return self
+
 
 class Config(BaseModel, frozen=True, extra="forbid"):
     """Values of the stage; the number of steps is the receipt's draws divided by batch_size."""
@@ -64,6 +79,15 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     caption_drop_long: float = Field(ge=0, le=1, description="Caption drop of the longest event.")
     denoise_steps: int = Field(ge=1, description="Euler steps of the action when acting.")
     checkpoint_every: int = Field(ge=1, description="Steps between checkpoints.")
+
+    @model_validator(mode="after")
+    def _workers_share_evenly(self) -> Config:
+        """Unequal shares would make the mean of the workers' means another than the batch's."""
+        if self.batch_size % self.processes:
+            raise ValueError(
+                f"batch_size ({self.batch_size}) must be a multiple of processes ({self.processes})"
+            )
+        return self
 
 
 class Report(BaseModel):
@@ -92,16 +116,14 @@ def run(
     from components.pretraining import checkpoints, launch, view
 
     key = launch.state_key(captions, plan, episodes, config)
-    with (
-        checkpoints.alone(key),
-        tempfile.TemporaryDirectory(prefix="wamflow-view-") as scratch,
-    ):
-        view.build(episodes, captions, plan, Path(scratch), config)
+    with checkpoints.alone(key), checkpoints.scratch(key) as scratch:
+        view.build(episodes, captions, plan, scratch, config)
         if not launch.is_first_node():
-            launch.torchrun(Path(scratch), key, None, config)
+            launch.torchrun(scratch, key, None, config)
             return None
         with whole_folder(checkpoint) as out:
-            launch.torchrun(Path(scratch), key, out, config)
+            launch.torchrun(scratch, key, out, config)
             report = Report.model_validate_json((out / "report.json").read_text())
             (out / "report.json").unlink()
+        checkpoints.forget(key)
     return report

@@ -7,9 +7,11 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,7 +152,7 @@ def _decode(
     """Decode every frame once, in as many processes as there are cores."""
     shape = (int(first[-1]), len(cameras), size_px, size_px, 3)
     target = folder / "frames.u8"
-    np.memmap(target, dtype=np.uint8, mode="w+", shape=shape).flush()
+    allocate(target, math.prod(shape))
     jobs = [
         Job(root, episode.episode_id, cameras, size_px, target, shape, int(start))
         for episode, start in zip(episodes, first[:-1], strict=True)
@@ -159,12 +161,17 @@ def _decode(
         list(pool.map(_decode_one, jobs, chunksize=max(1, len(jobs) // 16)))
 
 
-_readers: dict[Path, Episodes] = {}
+def allocate(path: Path, size: int) -> None:
+    """A file of `size` bytes on the disk: a full one is an error here, not a bus error later."""
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size)
+
+
+_reader = cache(Episodes)  # one in each process
 
 
 def _decode_one(job: Job) -> None:
-    episodes = _readers.setdefault(job.episodes, Episodes(job.episodes))
-    episode = episodes[job.episode_id]
+    episode = _reader(job.episodes)[job.episode_id]
     frames = np.memmap(job.target, dtype=np.uint8, mode="r+", shape=job.shape)
     for view, camera in enumerate(job.cameras):
         if clip := episode.clips.get(camera):

@@ -16,11 +16,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from components.errors import DivergedError, StoppedError, UserError, WamflowError
+from components.errors import (
+    DivergedError,
+    OutOfSpaceError,
+    StoppedError,
+    UserError,
+    WamflowError,
+)
+from components.outputs import is_full_disk
 from components.pretraining import checkpoints, results
 from components.pretraining.stage import Config
 from components.pretraining.windows import Windows
@@ -51,7 +59,7 @@ class Training:
         batch = self.windows.batch(step, self.rank, self.world_size).to(self.device)
         drawn = torch.from_numpy(self.windows.drawn(step))
         self.exposure += torch.bincount(drawn, minlength=len(self.exposure))
-        random = torch.Generator().manual_seed((self.config.seed << 40) + (step << 8) + self.rank)
+        random = torch.Generator().manual_seed(noise_seed(self.config.seed, step, self.rank))
         losses = self.model.losses(batch, random)
         losses.total.backward()
         terms = torch.stack([losses.total, losses.action, losses.video, losses.left]).detach()
@@ -125,6 +133,12 @@ class Training:
                     index, slot = rest.split(".", 1)
                     slots.setdefault(int(index), {})[slot] = value
             optimizer.load_state_dict(whole | {"state": slots})
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for each step of each rank, whatever the size of `seed`."""
+    words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
+    return int(words[0]) >> 1
 
 
 def shape(windows: Windows, config: Config) -> Shape:
@@ -203,6 +217,13 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
+def _known(error: Exception) -> WamflowError | None:
+    """The failure by its class; None for a crash."""
+    if is_full_disk(error):
+        return OutOfSpaceError("pretraining: no space left on the disk; make room and run again.")
+    return error if isinstance(error, WamflowError) else None
+
+
 def main(folder: Path) -> int:
     """Read the job, join the group, train; a failure's class goes to `WAMFLOW_FAILURE`."""
     job: dict[str, Any] = json.loads((folder / "job.json").read_text())
@@ -216,11 +237,13 @@ def main(folder: Path) -> int:
         _check_world(config)
         out = Path(job["out"]) if job["out"] else None
         train(Windows(Path(job["view"]), config), config, job["key"], out)
-    except WamflowError as error:
-        if dist.get_rank() == 0:
-            failure = {"type": type(error).__name__, "message": str(error)}
-            Path(os.environ["WAMFLOW_FAILURE"]).write_text(json.dumps(failure))
-        return error.exit_code
+    except Exception as error:
+        known = _known(error)
+        if known is None:
+            raise
+        failure = {"type": type(known).__name__, "message": str(known)}
+        Path(os.environ["WAMFLOW_FAILURE"]).write_text(json.dumps(failure))
+        return known.exit_code
     finally:
         dist.destroy_process_group()
     return 0

@@ -46,17 +46,21 @@ def collect(job: Job, trials: Sequence[Trial], command: Sequence[str], workers: 
     """Hold what the journal in `job.folder` lacks; rows of all trials, in the list's order.
 
     `command` starts a policy server. What was finished before an error stays in the journal.
-    TemporaryError when a server or worker ends on the way, and whatever a trial raises.
+    TemporaryError when a server or worker ends on the way, DataError when a server has another
+    model, and whatever a trial raises.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(job.folder / "journal.jsonl")
+    journal.keep(expected(trials, job))
     open_trials = [trial for trial in trials if trial.number not in journal.rows]
     with ExitStack() as stack:
         context = multiprocessing.get_context("spawn")
         addresses = context.SimpleQueue()
         for number in range(min(workers, len(open_trials))):
             log = job.folder / f"server-{number}.log"
-            addresses.put(stack.enter_context(served(command, log)))
+            address = stack.enter_context(served(command, log))
+            _check_model(address, job.checkpoint_digest)
+            addresses.put(address)
         if open_trials:
             pool = ProcessPoolExecutor(
                 min(workers, len(open_trials)), context, _open, (job, addresses, os.getpid())
@@ -64,6 +68,31 @@ def collect(job: Job, trials: Sequence[Trial], command: Sequence[str], workers: 
             stack.callback(pool.shutdown, cancel_futures=True)
             _gather(pool, open_trials, filmed(trials), journal, len(trials))
     return [journal.rows[trial.number] for trial in trials]
+
+
+def expected(trials: Sequence[Trial], job: Job) -> dict[int, Row]:
+    """For each trial's number, what a row of it says before anything happens."""
+    sentences = job.make_station().tasks
+    return {
+        trial.number: {
+            "task": sentences[trial.task],
+            "policy": trial.policy,
+            "seed": trial.seed,
+            "checkpoint_digest": job.checkpoint_digest,
+        }
+        for trial in trials
+    }
+
+
+def _check_model(address: str, digest: str) -> None:
+    """DataError when a server has another model; what a worker raises at its start is lost."""
+    with PolicyClient(address) as client:
+        got = client.metadata.get("model_digest", digest)
+    if got != digest:
+        raise DataError(
+            f"policy server {address}: expected model {digest}; got {got}. "
+            "Serve the checkpoint that is tried."
+        )
 
 
 def filmed(trials: Sequence[Trial]) -> set[int]:
@@ -115,9 +144,6 @@ def _open(job: Job, addresses: Any, parent: int) -> None:
     station, config = job.make_station(), job.config
     width = len(station.action_names)
     client = PolicyClient(addresses.get())
-    served_digest = client.metadata.get("model_digest", job.checkpoint_digest)
-    if served_digest != job.checkpoint_digest:
-        raise DataError(f"trials: expected model {job.checkpoint_digest}; got {served_digest}.")
     _benches.append(
         _Bench(
             job,

@@ -23,6 +23,14 @@ class Journal:
             row = json.loads(line)["row"]
             self.rows[row["trial"]] = row
 
+    def keep(self, expected: dict[int, dict[str, Any]]) -> None:
+        """Forget rows that are not of an expected trial; `expected` has some fields by number."""
+        self.rows = {
+            number: row
+            for number, row in self.rows.items()
+            if number in expected and row.items() >= expected[number].items()
+        }
+
     def add(self, row: dict[str, Any], log: dict[str, Any]) -> None:
         """Keep one finished trial, on the disk when this returns."""
         with self.path.open("a") as file:

@@ -70,7 +70,7 @@ def main() -> None:
         "quarantined": reports["ingestion"]["quarantined"],
         "events": reports["segmentation"]["events"],
         "success": evaluation["success"],
-        "success_ci": evaluation["success_ci"],
+        "success_ci": [evaluation["success_lower"], evaluation["success_upper"]],
         "success_hold_still": evaluation["success_hold_still"],
         "success_random": evaluation["success_random"],
         "baselines_upper": evaluation["baselines_upper"],

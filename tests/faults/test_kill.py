@@ -64,7 +64,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def workspace(place: Path, recordings: Path) -> Path:
     """A folder with values and sources, as `dvc repro` would meet it."""
-    place.mkdir()
+    (place / "shared").mkdir(parents=True)
     (place / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     snapshot.write([str(recordings)], place, place / "inputs/sources.json", place / "shared")
     return place
