@@ -812,9 +812,13 @@ BAD_MCAP: dict[str, tuple[Callable[[Path], object], Reason]] = {
         replaced(6, "/joint_states", b'{"name": ["a", "b"], "position": [NaN, 1]}'),
         Reason.NAN_IN_SIGNALS,
     ),
-    "infinite": (
-        replaced(6, "/action", b'{"data": [1e999, 1]}'),
-        Reason.NAN_IN_SIGNALS,
+    "infinite": (replaced(6, "/action", b'{"data": [1e999, 1]}'), Reason.NAN_IN_SIGNALS),
+    "too large": (replaced(6, "/action", b'{"data": [1e300, 1]}'), Reason.NAN_IN_SIGNALS),
+    "absurd chunk": (
+        lambda p: p.write_bytes(
+            b"\x89MCAP0\r\n\x06" + struct.pack("<QQQQII", 50, 0, 1, 10, 0, 0) + b"\xff" * 22
+        ),
+        Reason.UNREADABLE_DATA,
     ),
     "clock jumps back": (back, Reason.TIMESTAMPS_NOT_INCREASING),
     "few messages": (lambda p: mcap_json(p, json_timeline(5)), Reason.TOO_SHORT),

@@ -47,7 +47,8 @@ class _Series:
         times = np.array(self.times, np.int64)
         values = np.array(self.values, np.float64).reshape(len(times), len(self.names))
         order = np.argsort(times, kind="stable") if ordered else np.arange(len(times))
-        return times[order], values[order].astype(np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite: a check sees it
+            return times[order], values[order].astype(np.float32)
 
 
 class Reader:

@@ -54,7 +54,8 @@ class Signal:
         if len({len(part) for part in whole}) > 1:
             rows = dict(zip(self.columns, map(len, whole), strict=True))
             return Problem(Reason.MISSING_DATA, f"columns have different numbers of rows: {rows}")
-        return np.ascontiguousarray(np.concatenate(whole, axis=1), dtype=np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 is infinite: a check sees it
+            return np.ascontiguousarray(np.concatenate(whole, axis=1), dtype=np.float32)
 
 
 def find(kind: str, features: dict[str, Any], table: pa.Table) -> Signal:

@@ -6,10 +6,12 @@ encoding are counted, not decoded. Format: mcap.dev/spec.
 
 from __future__ import annotations
 
+import io
 import json
 import struct
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from contextlib import redirect_stderr
+from typing import Any, BinaryIO, cast
 
 import lz4.frame
 import zstandard
@@ -33,6 +35,7 @@ DAMAGE = (
     IndexError,
     MemoryError,
     RuntimeError,  # lz4
+    OverflowError,
     zstandard.ZstdError,
 )
 UNDECODABLE = (
@@ -111,7 +114,8 @@ def cdr(name: str, definition: str) -> Callable[[bytes], Any]:
     """A decoder by a definition in the syntax of ROS 2's .msg files; nothing is executed."""
     schema = records.Schema(id=1, name=name, encoding="ros2msg", data=definition.encode())
     try:
-        read = DecoderFactory().decoder_for("cdr", schema)
+        with redirect_stderr(io.StringIO()):  # the parser prints what it then raises
+            read = DecoderFactory().decoder_for("cdr", schema)
     except Exception as error:  # the parser raises kinds of its own, and KeyError, ValueError, ...
         return _refusing(f"{name}: the message definition is damaged: {error}")
     if read is None:
@@ -143,7 +147,10 @@ def _json(data: bytes) -> Any:
 def _records(source: Source, path: str) -> Iterator[records.McapRecord]:
     with source.file(path).open("rb") as file:
         reader = StreamReader(
-            file, emit_chunks=True, validate_crcs=True, record_size_limit=MAX_RECORD_BYTES
+            cast(BinaryIO, _Bounded(file, source.listed[path].size)),
+            emit_chunks=True,
+            validate_crcs=True,
+            record_size_limit=MAX_RECORD_BYTES,
         )
         try:
             for record in reader.records:
@@ -154,6 +161,17 @@ def _records(source: Source, path: str) -> Iterator[records.McapRecord]:
         except DAMAGE as error:
             said = str(error) or "the file ends in the middle"
             raise DamagedError(f"{type(error).__name__}: {said}"[:200]) from error
+
+
+class _Bounded:
+    """A file that never makes room for more than it holds, whatever length a record names."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size = file, size
+
+    def read(self, length: int) -> bytes:
+        """At most what is left."""
+        return self._file.read(min(length, self._size))
 
 
 def _bounded(chunk: records.Chunk) -> records.Chunk:
