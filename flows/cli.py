@@ -133,6 +133,24 @@ def record(
 
 
 @app.command()
+def inspect(
+    uri: Annotated[str, typer.Argument(help="Folder of recordings, of any known format.")],
+    episodes: Annotated[int, typer.Option(min=1, help="At most so many are looked at.")] = 100,
+    as_json: Json = False,
+) -> None:
+    """Show what a source holds: format, signals, cameras, and one warning for each oddity."""
+    from components.ingestion import inspect as inspecting
+
+    found = inspecting.inspect(uri, episodes)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+        return
+    from flows import inspection
+
+    _show("", inspection.render(found))
+
+
+@app.command()
 def models(as_json: Json = False) -> None:
     """List the registered models."""
     from flows import registry, workspace

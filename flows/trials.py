@@ -29,6 +29,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/serving",
     "components/__init__.py",
     "components/__main__.py",
+    "components/encoding.py",
     "components/episodes.py",
     "components/errors.py",
     "components/lerobot.py",

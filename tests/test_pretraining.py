@@ -21,6 +21,7 @@ import yaml
 from safetensors.torch import load_file
 
 from components import lerobot, records
+from components.encoding import encode
 from components.errors import DataError, OutOfSpaceError, UserError
 from components.normalisation import Normalisation, quantiles
 from components.outputs import sha256, sha256_folder, write_json
@@ -29,7 +30,6 @@ from components.pretraining import checkpoints, stage, view
 from components.pretraining.event_plans import event_plans
 from components.pretraining.windows import Windows
 from components.pretraining.worker import noise_seed
-from components.stations.recording import encode
 from tests.made_episodes import arm, through
 
 ROOT = Path(__file__).parents[1]

@@ -384,7 +384,7 @@ def test_metaworld_trials_through_a_real_server(tmp_path: Path) -> None:
 @pytest.fixture
 def recorded(tmp_path: Path) -> tuple[Path, Path, Path, Path]:
     """Two episodes of 40 steps at 10 Hz of a made-up robot; one of two events is held out."""
-    from components.stations.recording import encode
+    from components.encoding import encode
 
     data = tmp_path / "data"
     recordings, rows = [], []

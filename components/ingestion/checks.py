@@ -81,6 +81,9 @@ def _table(facts: list[Facts]) -> pd.DataFrame:
     table = pd.DataFrame([{**asdict(item), "row": row} for row, item in enumerate(facts)])
     for name in NUMBERS:
         table[name] = table[name].astype("float64")
+    unread = table["read_problem"].notna() & (table["n_frames"] == 0)
+    table.loc[unread, "n_frames"] = float("nan")  # not measured: no reason of its own
+    table["task"] = table["task"].where(~unread, "")
     return table[["row", "uri", "read_problem", "task", *NUMBERS]].astype(
         {"read_problem": object, "task": object}
     )

@@ -40,14 +40,22 @@ class Signal:
         missing = [name for name in self.columns if name not in table.column_names]
         if missing:
             return Problem(Reason.MISSING_COLUMN, f"columns {missing} are not in the file")
-        parts = []
-        for name, width in zip(self.columns, self.widths, strict=True):
-            part = matrix(table[name])
+        return self.join([matrix(table[name]) for name in self.columns])
+
+    def join(self, parts: list[npt.NDArray[np.float64] | None]) -> Float | Problem:
+        """(T, D) float32 from one (T, width) for each column; None is rows of unequal width."""
+        for name, width, part in zip(self.columns, self.widths, parts, strict=True):
             if part is None or (len(part) and part.shape[1] != width):
                 got = "rows of unequal width" if part is None else f"{part.shape[1]}"
                 return Problem(Reason.WRONG_WIDTH, f"{name}: expected width {width}, got {got}")
-            parts.append(part.reshape(len(part), width))
-        return np.ascontiguousarray(np.concatenate(parts, axis=1), dtype=np.float32)
+        whole = [
+            p.reshape(len(p), w) for p, w in zip(parts, self.widths, strict=True) if p is not None
+        ]
+        if len({len(part) for part in whole}) > 1:
+            rows = dict(zip(self.columns, map(len, whole), strict=True))
+            return Problem(Reason.MISSING_DATA, f"columns have different numbers of rows: {rows}")
+        with np.errstate(over="ignore"):  # beyond float32 is infinite: a check sees it
+            return np.ascontiguousarray(np.concatenate(whole, axis=1), dtype=np.float32)
 
 
 def find(kind: str, features: dict[str, Any], table: pa.Table) -> Signal:

@@ -33,8 +33,9 @@ class Reader:
 
     def __init__(self, source: Source, min_camera_share: float) -> None:
         self.source = source
-        self.warnings: list[str] = []
+        self._found: list[str] = []
         info = metadata.info(source)
+        self.format = f"LeRobot {info.get('codebase_version') or 'v2'}"
         self._data = {int(m[1]): path for path in source.listed if (m := DATA.match(path))}
         self._listed = self._episodes()
         self._tasks = {
@@ -45,7 +46,12 @@ class Reader:
         self._videos = self._find_videos(info, min_camera_share)
         self._rows = Rows.infer(info, (self._table(i) for i in self.indices))
         self.layout: Layout = metadata.layout(info, self._rows, tuple(sorted(self._videos)))
-        self.warnings += self._rows.warnings
+        self._found += metadata.claims(info, len(self.indices)) + self._rows.warnings
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was found in the metadata, and in the rows read so far."""
+        return self._found + self._rows.late_starts(self.layout.fps)
 
     def read(self, index: int) -> RawEpisode:
         """One episode; what cannot be read is said in its `problem`."""
@@ -74,7 +80,7 @@ class Reader:
 
     def _lines(self, path: str, *keys: str) -> Iterator[dict[str, Any]]:
         if path in self.source.listed:
-            yield from metadata.json_lines(self.source, path, keys, self.warnings)
+            yield from metadata.json_lines(self.source, path, keys, self._found)
 
     def _find_videos(self, info: dict[str, Any], share: float) -> dict[str, dict[int, str]]:
         found: dict[str, dict[int, str]] = {}
@@ -82,4 +88,4 @@ class Reader:
             if match := VIDEO.match(path):
                 folders = [p for p in path.split("/")[1:-1] if not p.startswith("chunk-")]
                 found.setdefault("/".join(folders), {})[int(match[1])] = path
-        return metadata.cameras(info, found, self.indices, share, self.warnings)
+        return metadata.cameras(info, found, self.indices, share, self._found)

@@ -35,8 +35,9 @@ class Reader:
 
     def __init__(self, source: Source, min_camera_share: float) -> None:
         self.source = source
-        self.warnings: list[str] = []
+        self._found: list[str] = []
         info = metadata.info(source)
+        self.format = f"LeRobot {info.get('codebase_version') or 'v3.0'}"
         self._listed = self._episodes()
         self._tasks = self._read_tasks()
         self.indices = sorted(self._listed)
@@ -47,7 +48,12 @@ class Reader:
         self._videos = self._find_videos(info, min_camera_share)
         self._rows = Rows.infer(info, (self._table(i) for i in self.indices))
         self.layout: Layout = metadata.layout(info, self._rows, tuple(sorted(self._videos)))
-        self.warnings += self._rows.warnings
+        self._found += metadata.claims(info, len(self.indices)) + self._rows.warnings
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was found in the metadata, and in the rows read so far."""
+        return self._found + self._rows.late_starts(self.layout.fps)
 
     def read(self, index: int) -> RawEpisode:
         """One episode; what cannot be read is said in its `problem`."""
@@ -93,7 +99,7 @@ class Reader:
                 if row["episode_index"] is None:
                     raise metadata.damaged(self.source, path, "an episode_index in every row")
                 if row["episode_index"] in found:
-                    self.warnings.append(f"episode {row['episode_index']} is listed twice")
+                    self._found.append(f"episode {row['episode_index']} is listed twice")
                 found.setdefault(row["episode_index"], row)
         return found
 
@@ -122,7 +128,7 @@ class Reader:
             }
             for key, paths in files.items()
         }
-        return metadata.cameras(info, found, self.indices, share, self.warnings)
+        return metadata.cameras(info, found, self.indices, share, self._found)
 
 
 def _is_integer(table: pa.Table, name: str) -> bool:

@@ -51,6 +51,21 @@ def layout(values: dict[str, Any], rows: Rows, cameras: tuple[str, ...]) -> Layo
     )
 
 
+def claims(values: dict[str, Any], episodes: int) -> list[str]:
+    """What info.json claims and the files do not hold."""
+    found = []
+    total = values.get("total_episodes")
+    if isinstance(total, int) and total != episodes:
+        found.append(f"info.json claims {total} episodes, {episodes} are here")
+    splits = values.get("splits")
+    for name, span in sorted(splits.items()) if isinstance(splits, dict) else []:
+        start, _, end = str(span).partition(":")
+        if start.isdigit() and end.isdigit() and int(end) > episodes:
+            claimed = int(end) - int(start)
+            found.append(f"split {name} ({span}) claims {claimed} episodes, {episodes} are here")
+    return found
+
+
 def table(source: Source, path: str) -> pa.Table | Problem:
     """A Parquet file, or why it cannot be read."""
     try:

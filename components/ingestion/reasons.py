@@ -13,6 +13,7 @@ class Reason(StrEnum):
     UNREADABLE_DATA = "unreadable_data"  # a file of signals that no reader opens
     MISSING_COLUMN = "missing_column"  # no state, no action or no timestamp
     WRONG_WIDTH = "wrong_width"  # another number of dimensions than the data set has
+    FAILED_DEMONSTRATION = "failed_demonstration"  # the recording itself says: no success
     EMPTY_EPISODE = "empty_episode"
     TOO_SHORT = "too_short"
     NAN_IN_SIGNALS = "nan_in_signals"  # NaN or infinite

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,7 @@ from components.ingestion.reasons import Problem, Reason
 from components.packets import Span
 
 KNOWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")
+SHOWN = 5  # names in a warning
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Rows:
     state: Signal
     action: Signal
     warnings: list[str] = field(default_factory=list)
+    starts_s: dict[int, float] = field(default_factory=dict)  # first timestamps as recorded
 
     @classmethod
     def infer(cls, info: dict[str, Any], tables: Iterable[pa.Table | Problem]) -> Rows:
@@ -37,7 +39,19 @@ class Rows:
         action = columns.find("action", features, table)
         taken = {*state.columns, *action.columns, *KNOWN}
         left = [name for name in table.column_names if name not in taken]
-        return cls(state, action, [f"columns not taken over: {', '.join(left)}"] if left else [])
+        return cls(state, action, [*_unusual(state, action), *_left(left)])
+
+    def late_starts(self, fps: float) -> list[str]:
+        """One warning when recordings start after 0, or between two frames."""
+        late = [start for start in self.starts_s.values() if start > 1e-4]
+        if not late:
+            return []
+        off = max(abs(start * fps - round(start * fps)) for start in late)
+        low, high = (f"{value:.3f}".rstrip("0") for value in (min(late), max(late)))
+        where = f"at {low} s" if low == high else f"at {low} to {high} s"
+        between = ", between two frames" if off > 0.05 else ""
+        count = f"{len(late)} of {len(self.starts_s)} episodes"
+        return [f"timestamps start {where}{between} ({count}); taken relative to the first row"]
 
     def episode(
         self,
@@ -63,6 +77,8 @@ class Rows:
         if times is None or times.shape[1] != 1:
             fault = Problem(Reason.MISSING_COLUMN, "timestamp: expected one number a row")
             return RawEpisode(index, uri, version, problem=fault)
+        if len(times) and abs(times[0, 0]) < 1e5:
+            self.starts_s[index] = float(times[0, 0])
         return RawEpisode(
             index=index,
             uri=uri,
@@ -80,6 +96,26 @@ class Rows:
         if table.num_rows == 0:
             return Problem(Reason.EMPTY_EPISODE, "the episode has no rows")
         return None
+
+
+def _unusual(state: Signal, action: Signal) -> list[str]:
+    """Where a signal was found, when not in the column that LeRobot names."""
+    return [
+        f"no column {name}: joined from {len(signal.columns)} columns, {_short(signal.columns)}"
+        if len(signal.columns) > 1
+        else f"no column {name}: taken from {signal.columns[0]}"
+        for name, signal in (("observation.state", state), ("action", action))
+        if signal.columns and signal.columns != (name,)
+    ]
+
+
+def _left(columns: list[str]) -> list[str]:
+    return [f"columns not taken over: {_short(columns)}"] if columns else []
+
+
+def _short(names: Sequence[str]) -> str:
+    rest = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _task(table: pa.Table, tasks: dict[int, str], named: Any) -> str | None:

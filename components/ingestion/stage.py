@@ -1,6 +1,6 @@
 """ingestion: recordings as people publish them in, valid LeRobot v3.0 episodes out, rejects aside.
 
-Read order: here, then `lerobot_v2.py` and `lerobot_v3.py` (formats), `measure.py` and `checks.py`
+Read order: here, then `formats.py` and one of the readers it names, `measure.py` and `checks.py`
 (what passes), `writing.py` (what is written). The sources are read twice: to judge, to write.
 """
 
@@ -66,7 +66,9 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
     known format, or when no episode passes. A bad episode is a row of quarantine.parquet.
     """
     listed = source.load(sources)
-    readers = [_open(item, config) for item in listed]
+    from components.ingestion import formats  # it imports what reads and decodes
+
+    readers = [formats.open_source(item, config.min_camera_share) for item in listed]
     facts = _measure(readers)
     from components.ingestion import checks, writing  # takes seconds: after the cheap refusals
 
@@ -106,28 +108,6 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
         sources=dict(sorted(Counter(row["source"] for row in rows).items())),
         warnings=_warnings(listed, readers, passed),
     )
-
-
-def _open(item: source.Source, config: Config) -> Reader:
-    """The reader that knows the source's layout. DataError when none does or it is empty."""
-    from components.ingestion import lerobot_v2, lerobot_v3
-
-    item.check_sizes()
-    formats = [module for module in (lerobot_v3, lerobot_v2) if module.holds(item)]
-    if not formats and "meta/info.json" not in item.listed:
-        raise DataError(
-            f"ingestion: source {item.uri}: no known format in {len(item.objects)} files; expected "
-            "meta/info.json with episode_*.parquet (LeRobot v2) or meta/episodes/ (LeRobot v3.0)."
-        )
-    reader: Reader | None = None
-    if formats:
-        reader = formats[0].Reader(item, config.min_camera_share)
-    if reader is None or not reader.indices:
-        raise DataError(
-            f"ingestion: source {item.uri} is empty: expected at least one episode, got none; "
-            "record some, or take it out of ingestion.sources."
-        )
-    return reader
 
 
 def _measure(readers: list[Reader]) -> list[Facts]:

@@ -20,9 +20,14 @@ from components.ingestion.raw import Layout, RawEpisode
 class Reader(Protocol):
     """What every format gives."""
 
+    format: str  # for people
     layout: Layout
     indices: list[int]
-    warnings: list[str]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for each oddity; what only rows show is there once they were read."""
+        ...
 
     def read(self, index: int) -> RawEpisode:
         """One episode."""

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import numpy as np
 import pyarrow as pa
 
 from components import lerobot
+from components.encoding import encode
 from components.errors import UserError
 from components.outputs import whole_folder, write_table
 from components.stations.metaworld import SENTENCES, MetaworldStation, Truth
@@ -166,19 +166,6 @@ def _attempt(job: Job, seed: int) -> Demonstration:
         action=np.stack(actions),
         videos=videos,
     ), truth
-
-
-def encode(path: Path, images: list[np.ndarray], fps: float) -> None:
-    """H.264 with a key frame every 10 frames and no B frames; one thread, so equal bytes."""
-    height, width, _ = images[0].shape
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=round(fps))
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        stream.codec_context.thread_count = 1
-        stream.options = {"crf": "20", "preset": "veryfast", "g": "10", "bf": "0", "threads": "1"}
-        for image in images:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
 
 
 def _write_truth(folder: Path, truths: list[list[Truth]]) -> None:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from components import lerobot
+from components.encoding import encode
 from components.outputs import sha256_folder
-from components.stations.recording import encode
 from flows import snapshot
 from tests.made_episodes import arm, pick_and_place
 

@@ -1,0 +1,231 @@
+"""From timed messages of many topics to episodes on one clock. The same for MCAP and ROS 2 bags.
+
+One file is one episode. The clock is the state topic's: each row takes the last command and the
+last picture that were there at its time; rows before the first command or picture are cut. Times
+are the recorder's (`log_time`), since clocks of different machines do not agree in headers.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from components.ingestion import arrays, pictures, topics
+from components.ingestion.raw import Float, Layout, RawEpisode, relative_s
+from components.ingestion.reasons import Problem, Reason
+from components.ingestion.source import Source
+from components.ingestion.topics import DamagedError, Message, Roles, Topic
+from components.packets import Span
+
+Times = npt.NDArray[np.int64]
+BAD_PICTURE = (OSError, ValueError, TypeError, KeyError, OverflowError)
+
+
+class Format(NamedTuple):
+    """What a format gives for one file of a source."""
+
+    name: str
+    messages: Callable[[Source, str], Iterator[Message]]  # DamagedError when damaged
+    notes: Callable[[Source, str], dict[str, str]]  # robot_type, task, success, ... as recorded
+
+
+@dataclass
+class _Series:
+    """Rows of one topic as they come."""
+
+    names: tuple[str, ...]
+    times: array[int] = field(default_factory=lambda: array("q"))
+    values: array[float] = field(default_factory=lambda: array("d"))
+
+    def done(self, *, ordered: bool) -> tuple[Times, Float]:
+        """Times (T,) in nanoseconds and values (T, D)."""
+        times = np.array(self.times, np.int64)
+        values = np.array(self.values, np.float64).reshape(len(times), len(self.names))
+        order = np.argsort(times, kind="stable") if ordered else np.arange(len(times))
+        with np.errstate(over="ignore"):  # beyond float32 is infinite: a check sees it
+            return times[order], values[order].astype(np.float32)
+
+
+class Reader:
+    """All recordings of one source, one episode a file."""
+
+    def __init__(self, source: Source, files: list[str], reads: Format) -> None:
+        self.source, self._files, self._reads, self.format = source, files, reads, reads.name
+        self.indices = list(range(len(files)))
+        self._films = pictures.Films()
+        self._found: list[str] = []
+        self._cut: dict[int, int] = {}
+        self._surveys: dict[int, dict[str, Topic] | Problem] = {}
+        self._notes = {index: reads.notes(source, path) for index, path in enumerate(files)}
+        sound = [s for i in self.indices if not isinstance(s := self._survey(i), Problem)]
+        chosen = [(s, r) for s in sound if (r := topics.roles(s)) is not None]
+        self._roles = chosen[0][1] if chosen else None
+        self._task = self._sentence()
+        self.layout = self._layout(chosen[0][0] if chosen else {}, sound)
+
+    @property
+    def warnings(self) -> list[str]:
+        """What was inferred, and what the recordings read so far have in common."""
+        sound = [s for s in self._surveys.values() if not isinstance(s, Problem)]
+        cut = sum(self._cut.values())
+        said = [f"{cut} rows before the first command or picture are cut"] if cut else []
+        return [*topics.oddities(sound, self._roles), *said, *self._found]
+
+    def read(self, index: int) -> RawEpisode:
+        """One recording; what cannot be read is said in its `problem`."""
+        path = self._files[index]
+        uri, version = f"{self.source.uri}/{path}", self.source.version([path])
+        try:
+            found = self._read(index, uri, version)
+        except DamagedError as error:
+            found = Problem(Reason.UNREADABLE_DATA, f"{path}: {error}")
+        if isinstance(found, Problem):
+            return RawEpisode(index, uri, version, problem=found)
+        return found
+
+    def _read(self, index: int, uri: str, version: str) -> RawEpisode | Problem:
+        survey = self._survey(index)
+        problem = survey if isinstance(survey, Problem) else self._lacks(survey)
+        if problem is not None or isinstance(survey, Problem) or self._roles is None:
+            return problem or Problem(Reason.MISSING_COLUMN, "no state and commands")
+        signals = self._signals(index, self._roles, survey)
+        if isinstance(signals, Problem):
+            return signals
+        times, state, commanded, action, text = signals
+        shown = {
+            camera: np.maximum.accumulate(np.array(survey[topic].times_ns))
+            for camera, topic in self._roles.cameras.items()
+            if topic in survey and survey[topic].times_ns
+        }
+        if not len(commanded) or not len(times):
+            return Problem(Reason.EMPTY_EPISODE, "no state or no command with a time and a value")
+        first = max(int(commanded[0]), *(int(t[0]) for t in shown.values()), 0)
+        rows = times >= first
+        self._cut[index] = int((~rows).sum())
+        times, state = times[rows], state[rows]
+        action = action[np.searchsorted(commanded, times, side="right") - 1]
+        videos: dict[str, Span] = {}
+        for camera, at in shown.items():
+            film = self._film(index, camera, np.searchsorted(at, times, side="right") - 1, len(at))
+            if isinstance(film, Problem):
+                return film
+            videos[camera] = film
+        notes = self._notes[index]
+        failed = Problem(Reason.FAILED_DEMONSTRATION, "the recording says success is false")
+        return RawEpisode(
+            index=index,
+            uri=uri,
+            version=version,
+            task=text or notes.get("task") or self._task,
+            timestamps_s=relative_s((times - times[:1]) / 1e9),
+            state=state,
+            action=action,
+            videos=videos,
+            problem=failed if notes.get("success", "").lower() == "false" else None,
+        )
+
+    def _signals(
+        self, index: int, wanted: Roles, survey: dict[str, Topic]
+    ) -> tuple[Times, Float, Times, Float, str | None] | Problem:
+        """State in the order it was recorded, commands in the order of time, and a sentence."""
+        state, action = _Series(self.layout.state_names), _Series(self.layout.action_names)
+        series = {wanted.state: state, wanted.action: action}
+        sentence = None
+        for message in self._timed(index, survey):
+            if message.topic == wanted.text and sentence is None:
+                sentence = topics.text(message.body())
+            if (target := series.get(message.topic)) is None:
+                continue
+            row = topics.row(message.topic, message.body(), target.names)
+            if isinstance(row, Problem):
+                at = f"{message.topic}, message {len(target.times)}: "
+                return Problem(row.reason, at + row.detail)
+            if row is not None:
+                target.times.append(message.time_ns)
+                target.values.extend(row)
+        return *state.done(ordered=False), *action.done(ordered=True), sentence
+
+    def _film(
+        self, index: int, camera: str, wanted: npt.NDArray[np.intp], count: int
+    ) -> Span | Problem:
+        """The picture with number `wanted[row]` (of `count`) for each row, as a film."""
+        assert self._roles is not None
+        topic, survey = self._roles.cameras[camera], self._surveys[index]
+        assert not isinstance(survey, Problem)
+        repeats = np.bincount(wanted, minlength=count)
+
+        def frames() -> Iterator[pictures.Picture]:
+            ours = (m for m in self._timed(index, survey) if m.topic == topic)
+            for message, times in zip(ours, repeats, strict=True):
+                if times:
+                    yield from [topics.picture(message.body())] * int(times)
+
+        try:
+            return self._films.span(index, camera, frames(), self.layout.fps)
+        except DamagedError:
+            raise
+        except BAD_PICTURE as error:
+            return Problem(Reason.UNREADABLE_VIDEO, f"{topic}: {error}")
+
+    def _timed(self, index: int, survey: dict[str, Topic]) -> Iterator[Message]:
+        """Messages of a file without those that have no time where others have one."""
+        epoch = any(t.times_ns and t.times_ns[-1] >= topics.EPOCH_NS for t in survey.values())
+        for message in self._reads.messages(self.source, self._files[index]):
+            if not epoch or message.time_ns >= topics.EPOCH_NS:
+                yield message
+
+    def _survey(self, index: int) -> dict[str, Topic] | Problem:
+        """All topics of a file with their times; kept, since a file is read more than once."""
+        if index not in self._surveys:
+            path = self._files[index]
+            try:
+                self._surveys[index] = topics.survey(self._reads.messages(self.source, path))
+            except DamagedError as error:
+                self._surveys[index] = Problem(Reason.UNREADABLE_DATA, f"{path}: {error}")
+        return self._surveys[index]
+
+    def _lacks(self, survey: dict[str, Topic]) -> Problem | None:
+        if not survey:
+            return Problem(Reason.EMPTY_EPISODE, "the file holds no message")
+        if self._roles is None:
+            seen = ", ".join(sorted(survey)[:12])
+            return Problem(Reason.MISSING_COLUMN, f"no states and commands among topics {seen}")
+        missing = [t for t in (self._roles.state, self._roles.action) if t not in survey]
+        return Problem(Reason.MISSING_COLUMN, f"no topic {missing}") if missing else None
+
+    def _sentence(self) -> str | None:
+        """The task where a recording names none."""
+        said = self._roles is not None and self._roles.text is not None
+        words = arrays.sentence(self.source.name) or None
+        if not said and not all(notes.get("task") for notes in self._notes.values()):
+            self._found.append(f"no task sentence; {words!r} taken from the source's name")
+        return words
+
+    def _layout(self, first: dict[str, Topic], sound: list[dict[str, Topic]]) -> Layout:
+        said = [" ".join(notes.values()) for notes in self._notes.values()]
+        named = [n["robot_type"] for n in self._notes.values() if n.get("robot_type")]
+        state, action, cameras, _ = self._roles or Roles("", "", {}, None)
+        rates = [s[state].rate_hz for s in sound if state in s and s[state].rate_hz > 0]
+        if rates and max(rates) > 1.2 * min(rates):
+            self._found.append(
+                f"the state's rate differs between recordings, {min(rates):.1f} to "
+                f"{max(rates):.1f} Hz; {_round(float(np.median(rates))):g} Hz is taken"
+            )
+        return Layout(
+            robot_type=named[0] if named else arrays.robot(*said, self.source.name),
+            fps=_round(float(np.median(rates))) if rates else 1.0,
+            state_names=first.get(state, Topic()).names,
+            action_names=first.get(action, Topic()).names,
+            cameras=tuple(sorted(cameras)),
+        )
+
+
+def _round(rate_hz: float) -> float:
+    """A whole number where one is within 2 %, else one digit after the point."""
+    whole = abs(rate_hz - round(rate_hz)) < 0.02 * rate_hz
+    return float(round(rate_hz)) if whole else max(round(rate_hz, 1), 0.1)

@@ -1,0 +1,34 @@
+"""Every format that is read, in the order in which a source is asked for it.
+
+A new format is one new file with `holds(source)` and `Reader`, and its name in this one.
+"""
+
+from __future__ import annotations
+
+from components.errors import DataError
+from components.ingestion import hdf5, lerobot_v2, lerobot_v3, mcap, rlds, rosbag2
+from components.ingestion.source import Source
+from components.ingestion.writing import Reader
+
+FORMATS = (lerobot_v3, lerobot_v2, rlds, hdf5, mcap, rosbag2)
+
+
+def open_source(source: Source, min_camera_share: float) -> Reader:
+    """The reader that knows the source's layout. DataError when none does or it is empty."""
+    source.check_sizes()
+    holding = [module for module in FORMATS if module.holds(source)]
+    if not holding and "meta/info.json" not in source.listed:
+        raise DataError(
+            f"ingestion: source {source.uri}: no known format in {len(source.objects)} files; "
+            "expected LeRobot v2 or v3.0 (meta/info.json), HDF5, RLDS (features.json with "
+            "TFRecord files), MCAP or ROS 2 bags (.db3)."
+        )
+    reader: Reader | None = None
+    if holding:
+        reader = holding[0].Reader(source, min_camera_share)
+    if reader is None or not reader.indices:
+        raise DataError(
+            f"ingestion: source {source.uri} is empty: expected at least one episode, got none; "
+            "record some, or take it out of ingestion.sources."
+        )
+    return reader

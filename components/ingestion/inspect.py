@@ -1,0 +1,185 @@
+"""What a source holds, before anybody ingests it: format, signals, cameras, and every oddity.
+
+Nothing is written. Large sources are looked at in part; what is counted says of how many.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import av
+import numpy as np
+from pydantic import BaseModel
+
+from components import store
+from components.episodes import END_EFFECTOR, GRIPPER
+from components.ingestion import formats, oddities
+from components.ingestion.measure import measure
+from components.ingestion.oddities import Seen
+from components.ingestion.raw import RawEpisode
+from components.ingestion.source import Object, Source
+from components.ingestion.writing import Reader
+
+LOOKED_AT = 8  # episodes whose pictures are looked at
+QUATERNION = re.compile(r"quat|^q[xyzw]$")
+LENGTH = re.compile(r"^(?:eef?_|tcp_|d)?[xyz]$|eef_position|width|_pos_[xyz]$")
+ANGLE = re.compile(r"joint|^q\d+$|^d?(?:roll|pitch|yaw)$|motor")
+SPEED = re.compile(r"vel")
+
+
+class Dimension(BaseModel):
+    """One number of state or action; `unit` is empty where nothing tells it."""
+
+    name: str
+    unit: str
+    low: float
+    high: float
+
+
+class Camera(BaseModel):
+    """One camera as its first video shows it."""
+
+    name: str
+    height: int
+    width: int
+    codec: str
+
+
+class Inspection(BaseModel):
+    """A source in one screen."""
+
+    uri: str
+    format: str
+    robot: str
+    episodes: int
+    looked_at: int
+    kept_aside: dict[str, int]
+    frames: int
+    duration_s: float
+    fps: float
+    measured_fps: float | None
+    cameras: list[Camera]
+    state: list[Dimension]
+    action: list[Dimension]
+    gripper_state: list[str]
+    gripper_action: list[str]
+    end_effector: list[str]
+    tasks: list[str]
+    warnings: list[str]
+
+
+class Folder(Source):
+    """A source that nobody has listed: files are taken as they are, without digests."""
+
+    def file(self, path: str) -> Path:
+        """The file itself."""
+        return self.root / path
+
+
+def inspect(uri: str, max_episodes: int, min_camera_share: float = 0.5) -> Inspection:
+    """Look at up to `max_episodes` of a source. UserError or DataError when there is none."""
+    objects = [
+        Object(path=o["path"], size=o["size"], sha256="")
+        for o in store.list_objects(uri)
+        if not any(part.startswith(".") for part in o["path"].split("/"))
+    ]
+    source = Folder(uri=uri, name=uri.rstrip("/").rsplit("/", 1)[-1], objects=objects)
+    reader = formats.open_source(source, min_camera_share)
+    chosen = _spread(reader.indices, max_episodes)
+    pictured = set(_spread(chosen, LOOKED_AT))
+    seen: list[Seen] = []
+    tasks: Counter[str] = Counter()
+    shown: RawEpisode | None = None
+    for index in chosen:
+        raw = reader.read(index)
+        facts = measure(0, raw, reader.layout)
+        seen.append(Seen.of(raw, facts, reader.layout, look=index in pictured))
+        tasks.update([raw.task] if raw.task else [])
+        shown = shown or (raw if raw.videos else None)
+    return _describe(uri, reader, seen, tasks, shown)
+
+
+def _spread(indices: list[int], count: int) -> list[int]:
+    """At most `count` of them, evenly spread."""
+    if len(indices) <= count:
+        return indices
+    places = np.linspace(0, len(indices) - 1, count).round().astype(int)
+    return [indices[place] for place in dict.fromkeys(places.tolist())]
+
+
+def _describe(
+    uri: str, reader: Reader, seen: list[Seen], tasks: Counter[str], shown: RawEpisode | None
+) -> Inspection:
+    layout = reader.layout
+    steps = np.concatenate([np.empty(0), *(item.steps_s for item in seen)])
+    step_s = float(np.median(steps)) if len(steps) else 0.0
+    aside = Counter(i.facts.read_problem for i in seen if i.facts.read_problem)
+    names = layout.state_names
+    place = [e for e in END_EFFECTOR if all(name in names for name in e)]
+    return Inspection(
+        uri=uri,
+        format=reader.format,
+        robot=layout.robot_type,
+        episodes=len(reader.indices),
+        looked_at=len(seen),
+        kept_aside=dict(sorted(aside.items())),
+        frames=sum(item.facts.n_frames for item in seen),
+        duration_s=round(float(steps.sum()), 3),
+        fps=layout.fps,
+        measured_fps=round(1 / step_s, 3) if step_s > 0 else None,
+        cameras=_cameras(shown),
+        state=_dimensions("state", names, seen),
+        action=_dimensions("action", layout.action_names, seen),
+        gripper_state=[name for name in names if GRIPPER.search(name)],
+        gripper_action=[name for name in layout.action_names if GRIPPER.search(name)],
+        end_effector=list(place[0]) if place else [],
+        tasks=[task for task, _ in tasks.most_common()],
+        warnings=list(dict.fromkeys([*oddities.find(seen, layout), *reader.warnings])),
+    )
+
+
+def _dimensions(kind: str, names: tuple[str, ...], seen: list[Seen]) -> list[Dimension]:
+    lows = [item.lows[kind] for item in seen if kind in item.lows]
+    highs = [item.highs[kind] for item in seen if kind in item.highs]
+    if not lows:
+        return []
+    low, high = np.min(lows, axis=0), np.max(highs, axis=0)
+    return [
+        Dimension(name=name, unit=unit(name, float(a), float(b)), low=float(a), high=float(b))
+        for name, a, b in zip(names, np.nan_to_num(low), np.nan_to_num(high), strict=True)
+    ]
+
+
+def unit(name: str, low: float, high: float) -> str:
+    """The SI unit that a name and the range of values speak for; empty where they do not."""
+    short, reach = name.lower(), max(abs(low), abs(high))
+    if QUATERNION.search(short):
+        return "1"
+    if GRIPPER.search(short) and not SPEED.search(short):
+        if low >= 0:
+            return "0..1" if 0.2 < high <= 1.1 else ""
+        return "-1..1" if low <= -0.5 and reach <= 1 else ""
+    if LENGTH.search(short):
+        return "m" if reach < 10 else ""
+    if ANGLE.search(short):
+        per_s = "/s" if SPEED.search(short) else ""
+        return f"rad{per_s}" if 0 < reach < 7 else f"deg{per_s}?" if 7 <= reach <= 400 else ""
+    return ""
+
+
+def _cameras(raw: RawEpisode | None) -> list[Camera]:
+    found = []
+    for camera, span in sorted(raw.videos.items()) if raw is not None else []:
+        name = camera.rpartition(".")[2]
+        try:
+            with av.open(str(span.path)) as container:
+                context = container.streams.video[0].codec_context
+                codec = context.codec.canonical_name
+                found.append(
+                    Camera(name=name, height=context.height, width=context.width, codec=codec)
+                )
+        except (av.FFmpegError, IndexError, AttributeError):
+            found.append(Camera(name=name, height=0, width=0, codec="unreadable"))
+    return found
