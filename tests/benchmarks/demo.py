@@ -22,16 +22,17 @@ ROOT = Path(__file__).parents[2]
 def wamflow(clone: Path, *arguments: str) -> tuple[dict[str, Any], float]:
     """(summary, seconds) of one command in the clone; its log goes to our standard error."""
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", *arguments, "--json"],
+    subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
         cwd=clone,
         env=os.environ | {"MUJOCO_GL": "osmesa", "PYTHONPATH": ""},
-        stdout=subprocess.PIPE,
+        stdout=sys.stderr,
         check=True,
-        text=True,
     )
-    summary: dict[str, Any] = json.loads(done.stdout[done.stdout.index("{") :])
-    return summary, time.monotonic() - began
+    seconds = time.monotonic() - began
+    latest = max((clone / ".runs").glob("*/report/run.json"), key=lambda p: p.stat().st_mtime)
+    summary: dict[str, Any] = json.loads(latest.read_text())
+    return summary, seconds
 
 
 def ran(summary: dict[str, Any]) -> list[str]:
