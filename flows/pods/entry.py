@@ -38,7 +38,7 @@ class Told:
     git_url: str
     remote: str
     index: int = 0
-    folder: Path = Path("/work")
+    folder: Path = Path("/scratch")
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Told:
@@ -47,7 +47,7 @@ class Told:
         if missing := [f"WAMFLOW_{n}" for n in names if not environment.get(f"WAMFLOW_{n}")]:
             raise UserError(f"pod: missing in the environment: {', '.join(missing)}.")
         index = int(environment.get("JOB_COMPLETION_INDEX", "0"))
-        folder = Path(environment.get("WAMFLOW_FOLDER", "/work"))
+        folder = Path(environment.get("WAMFLOW_FOLDER", "/scratch"))
         run, stage, revision, branch, git_url, remote = (environment[f"WAMFLOW_{n}"] for n in names)
         return cls(run, stage, revision, branch, git_url, remote, index, folder)
 
