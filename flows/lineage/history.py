@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pathspec import GitIgnoreSpec
 
 from components.errors import DataError
 from flows.workspace import git
@@ -166,7 +167,8 @@ def load_yaml(text: bytes, where: str) -> dict[str, Any]:
 def code_digests(repo: Path, commit: str, paths: list[str]) -> dict[str, str]:
     """DVC's digest of committed files and folders at a commit; unknown paths are left out.
 
-    As `dvc_data.hashfile.tree.Tree`: a folder's digest is the md5 of the JSON list of its files.
+    As `dvc_data.hashfile.tree.Tree`: a folder's digest is the md5 of the JSON list of its files,
+    without those that the commit's `.dvcignore` names.
     """
     listed = (
         git(repo, "ls-tree", "-r", "-z", commit, "--", *paths).split("\0")[:-1] if paths else []
@@ -175,10 +177,13 @@ def code_digests(repo: Path, commit: str, paths: list[str]) -> dict[str, str]:
     contents = blobs(repo, ids.values())
     md5 = {path: _md5(contents[ids[path]]) for path in ids}
     found = {path: md5[path] for path in paths if path in md5}
+    rules = blobs(repo, [f"{commit}:.dvcignore"]).get(f"{commit}:.dvcignore", b"")
+    ignored = GitIgnoreSpec.from_lines(rules.decode().splitlines())
     for folder in paths:
         inside = sorted(p for p in md5 if p.startswith(f"{folder}/"))
         if inside:
-            rows = [{"md5": md5[p], "relpath": p.removeprefix(f"{folder}/")} for p in inside]
+            seen = [p for p in inside if not ignored.match_file(p)]
+            rows = [{"md5": md5[p], "relpath": p.removeprefix(f"{folder}/")} for p in seen]
             found[folder] = _md5(json.dumps(rows).encode()) + ".dir"
     return found
 
