@@ -15,6 +15,20 @@ ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _session_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Nothing that a module's fixtures run keeps its pieces in this checkout."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WAMFLOW_STORE", str(tmp_path_factory.mktemp("store")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds what another one kept (the store lies beside `tmp_path`)."""
+    monkeypatch.setenv("WAMFLOW_STORE", str(tmp_path.with_name(f"{tmp_path.name}.store")))
+
+
 def git(folder: Path, *arguments: str) -> str:
     """Git as a user of the project would call it, with an identity."""
     who = ["-c", "user.name=Tester", "-c", "user.email=tester@example.org"]

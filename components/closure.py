@@ -1,0 +1,60 @@
+"""The code that a stage can reach: the files of its package and all that they import, as a digest.
+
+Read from the sources with `ast`, so that imports inside functions count too and nothing is run.
+It names pieces of work in `shards.py`; for DVC the same closure stands in dvc.yaml.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("components", "models")
+
+
+@functools.cache
+def digest(stage: str) -> str:
+    """Digest (20 hexadecimal digits) of the names and bytes of all files of `files(stage)`."""
+    found = hashlib.sha256()
+    for path in files(stage):
+        code = (ROOT / path).read_bytes()
+        found.update(f"{path}\0{hashlib.sha256(code).hexdigest()}\n".encode())
+    return found.hexdigest()[:20]
+
+
+def files(stage: str) -> list[str]:
+    """Python files, relative to the checkout, that `components/<stage>` consists of or imports."""
+    left = [p.relative_to(ROOT).as_posix() for p in (ROOT / "components" / stage).rglob("*.py")]
+    found: set[str] = set()
+    while left:
+        path = left.pop()
+        if path not in found:
+            found.add(path)
+            left += _imported(path)
+    return sorted(found)
+
+
+def _imported(path: str) -> Iterator[str]:
+    """First-party files that one file imports, and the `__init__` of the packages on the way."""
+    for node in ast.walk(ast.parse((ROOT / path).read_bytes())):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _files_of(alias.name)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield from _files_of(node.module)
+            for alias in node.names:
+                yield from _files_of(f"{node.module}.{alias.name}")
+
+
+def _files_of(module: str) -> Iterator[str]:
+    parts = module.split(".")
+    if parts[0] in PACKAGES:
+        for count in range(1, len(parts) + 1):
+            place = "/".join(parts[:count])
+            yield from (
+                file for file in (f"{place}.py", f"{place}/__init__.py") if (ROOT / file).is_file()
+            )
