@@ -25,6 +25,7 @@ MANIFEST = pa.schema(
         "fps": pa.float64(),
         "operator": pa.string(),  # empty where unknown
         "origins": pa.list_(pa.string()),  # every address that held this content
+        "checks": pa.string(),  # JSON: warning -> what was found; {} where nothing was
     }
 )
 QUARANTINE = pa.schema(

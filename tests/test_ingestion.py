@@ -21,6 +21,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from components import lerobot, params, records
 from components.episodes import Clip, Episodes
@@ -41,6 +42,9 @@ CONFIG = Config(
     min_frames=8,
     max_video_frames_off=1,
     min_camera_share=0.5,
+    sampled_pictures=12,
+    checks={},
+    score_only=False,
     data_file_mb=100,
     video_file_mb=200,
 )
@@ -429,8 +433,10 @@ def test_each_broken_episode_is_kept_aside_with_its_reason(
     assert rejected(tmp_path)[1][1].startswith("state: 1 NaN or infinite values, first y in row 5")
     assert calls == []  # Great Expectations sends nothing
     validation = json.loads((tmp_path / "report/ingestion/validation.json").read_text())
-    assert validation["success"] is False
-    assert validation["statistics"]["evaluated_expectations"] == 9
+    assert validation["tester"]["success"] is False
+    suite = yaml.safe_load((ROOT / "components/ingestion/suites/default.yaml").read_text())
+    used = [check for check in suite.values() if check["severity"] != "off"]
+    assert validation["tester"]["statistics"]["evaluated_expectations"] == 1 + len(used)
     assert (tmp_path / "report/ingestion/data_docs/index.html").is_file()
 
 

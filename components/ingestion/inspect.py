@@ -94,7 +94,7 @@ def inspect(uri: str, max_episodes: int, min_camera_share: float = 0.5) -> Inspe
     shown: RawEpisode | None = None
     for index in chosen:
         raw = reader.read(index)
-        facts = measure(0, raw, reader.layout)
+        facts = measure(0, raw, reader.layout, pictures=LOOKED_AT if index in pictured else 0)
         seen.append(Seen.of(raw, facts, reader.layout, look=index in pictured))
         tasks.update([raw.task] if raw.task else [])
         shown = shown or (raw if raw.videos else None)

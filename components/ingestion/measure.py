@@ -1,6 +1,7 @@
 """Measures one episode: what the checks compare with thresholds, and the digest that names it.
 
-Videos are walked packet by packet; only the first picture and the last group are decoded.
+Videos are walked packet by packet; a few pictures are decoded by seeking. Pure: the same episode
+gives the same facts, whatever else is in the source.
 """
 
 from __future__ import annotations
@@ -11,9 +12,25 @@ from dataclasses import dataclass, field
 import av
 import numpy as np
 
+from components.ingestion import bitstream, looks, signals
+from components.ingestion.looks import Packets
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Reason
 from components.packets import Shape, Span, walk
+
+KNOWN = {  # facts that checks may name
+    *signals.KNOWN,
+    "n_frames",
+    "bad_values",
+    "backward_steps",
+    "task_words",
+    "videos_missing",
+    "videos_unreadable",
+    "frames_off",
+    "drift_steps",  # drift_s in declared steps
+    "black_share",  # of the sampled pictures of a camera, the worst camera
+    "frozen_share",  # of neighbours among them that show the same
+}
 
 
 @dataclass
@@ -23,8 +40,9 @@ class Facts:
     source: int  # position in the list of sources
     index: int
     uri: str
+    robot: str
     n_frames: int = 0
-    read_problem: str | None = None  # a Reason
+    read_problem: Reason | None = None
     bad_values: int = 0  # NaN or infinite, in state and action
     backward_steps: int = 0  # of the clock
     task: str | None = None
@@ -33,25 +51,28 @@ class Facts:
     frames_off: float | None = None  # largest |pictures - rows| of any camera
     picture_shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # camera -> (H, W)
     drift_s: float = 0.0  # largest |length of video - length by the rows' clock|
+    numbers: dict[str, float] = field(default_factory=dict)  # more facts, where measured
     episode_id: str = ""
     details: dict[Reason, str] = field(default_factory=dict)
 
 
-def measure(source: int, raw: RawEpisode, layout: Layout) -> Facts:
-    """Facts of one episode. Never fails on what the episode holds."""
-    facts = Facts(source, raw.index, raw.uri, n_frames=len(raw.timestamps_s), task=raw.task)
+def measure(source: int, raw: RawEpisode, layout: Layout, *, pictures: int) -> Facts:
+    """Facts of one episode, `pictures` of each video sampled. Never fails on what it holds."""
+    facts = Facts(source, raw.index, raw.uri, layout.robot_type, n_frames=len(raw.timestamps_s))
+    facts.task = raw.task
     if raw.problem is not None:
         facts.read_problem = raw.problem.reason
         facts.details[raw.problem.reason] = raw.problem.detail
         return facts
     _measure_signals(facts, raw, layout)
+    facts.numbers |= signals.numbers(raw, layout)
     digest = hashlib.sha256()
     digest.update(f"{raw.state.shape} {raw.action.shape}\n".encode())
     for signal in (raw.state, raw.action, raw.timestamps_s.astype(np.float32)):
         digest.update(np.ascontiguousarray(signal).tobytes())
     for camera in layout.cameras:
         digest.update(b"\nvideo\n")
-        _measure_video(facts, camera, raw, layout.fps, digest)
+        _measure_video(facts, camera, raw, layout.fps, digest, pictures)
     facts.episode_id = digest.hexdigest()[:20]
     return facts
 
@@ -80,14 +101,15 @@ def _measure_signals(facts: Facts, raw: RawEpisode, layout: Layout) -> None:
 
 
 def _measure_video(
-    facts: Facts, camera: str, raw: RawEpisode, fps: float, digest: hashlib._Hash
+    facts: Facts, camera: str, raw: RawEpisode, fps: float, digest: hashlib._Hash, pictures: int
 ) -> None:
     if camera not in raw.videos:
         facts.videos_missing += 1
         facts.details.setdefault(Reason.MISSING_VIDEO, f"{camera}: the episode has no video")
         return
     try:
-        pictures, shape = _walk_and_decode(raw.videos[camera], digest)
+        packets, shape = _walk(raw.videos[camera], digest)
+        shown = looks.shares(looks.sample(raw.videos[camera], packets, pictures))
     except (av.FFmpegError, IndexError, ValueError) as error:
         facts.videos_unreadable += 1
         what = error.strerror if isinstance(error, av.FFmpegError) else error
@@ -96,58 +118,52 @@ def _measure_video(
         )
         return
     facts.picture_shapes[camera] = (shape.height, shape.width)
-    off = float(abs(pictures - len(raw.timestamps_s)))
+    _measure_length(facts, camera, raw, fps, len(packets.shown))
+    for name, value in shown.items():
+        if value > facts.numbers.get(name, -1.0):
+            facts.numbers[name] = value
+            facts.details[LOOKS[name]] = f"{camera}: {value:.0%} of {pictures} sampled pictures"
+
+
+LOOKS = {"black_share": Reason.BLACK_CAMERA, "frozen_share": Reason.FROZEN_CAMERA}
+
+
+def _measure_length(facts: Facts, camera: str, raw: RawEpisode, fps: float, count: int) -> None:
+    """Pictures against rows, in number and in time."""
+    rows = len(raw.timestamps_s)
+    off = float(abs(count - rows))
     if off > (facts.frames_off or 0.0):
         facts.details[Reason.VIDEO_LENGTH_MISMATCH] = (
-            f"{camera}: expected {len(raw.timestamps_s)} pictures, one a row; got {pictures}"
+            f"{camera}: expected {rows} pictures, one a row; got {count}"
         )
     facts.frames_off = max(off, facts.frames_off or 0.0)
-    if len(raw.timestamps_s):
-        facts.drift_s = max(facts.drift_s, abs((pictures - 1) / fps - float(raw.timestamps_s[-1])))
+    if rows:
+        facts.drift_s = max(facts.drift_s, abs((count - 1) / fps - float(raw.timestamps_s[-1])))
+        facts.numbers["drift_steps"] = facts.drift_s * fps
 
 
-def _walk_and_decode(span: Span, digest: hashlib._Hash) -> tuple[int, Shape]:
-    """Pictures in a span and their shape; packets go into the digest in decoding order."""
+def _walk(span: Span, digest: hashlib._Hash) -> tuple[Packets, Shape]:
+    """Where a span's pictures are, and their shape; packets go into the digest as decoded.
+
+    ValueError where a packet is damaged or there is none.
+    """
     shown: list[int] = []
+    keys: list[int] = []
     with av.open(str(span.path)) as container:
         stream = container.streams.video[0]
+        shape = None
         for packet, inside in walk(container, span):
+            shape = shape or Shape.of(stream)
+            data = bytes(packet)
+            if not bitstream.is_whole(data, shape.codec, shape.extradata):
+                raise ValueError(f"the packet of picture {len(shown)} is damaged")
+            if packet.is_keyframe:
+                keys.append(packet.pts)
             if inside:
                 shown.append(packet.pts)
-                digest.update(len(bytes(packet)).to_bytes(8, "big"))
-                digest.update(bytes(packet))
+                digest.update(len(data).to_bytes(8, "big"))
+                digest.update(data)
         shape = Shape.of(stream)
     if not shown:
         raise ValueError("no picture in the episode's span")
-    for pts in (min(shown), max(shown)):
-        _decode(span, pts)
-    _decode_key_pictures(span, max(shown))
-    return len(shown), shape
-
-
-def _decode_key_pictures(span: Span, last: int) -> None:
-    """Decode every key picture up to `last` ticks: damage in the middle, at a fraction of the cost.
-
-    A damaged picture between two key pictures can still pass; the whole video is never decoded.
-    """
-    with av.open(str(span.path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        stream.codec_context.skip_frame = "NONKEY"
-        start = int((span.start_s or 0.0) / float(stream.time_base))
-        container.seek(start, stream=stream, backward=True)
-        for frame in container.decode(stream):
-            if frame.pts is not None and frame.pts >= last:
-                return
-
-
-def _decode(span: Span, pts: int) -> None:
-    """Decode the picture shown at `pts` ticks. ValueError when there is none."""
-    with av.open(str(span.path)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        container.seek(max(pts, 0), stream=stream, backward=True)
-        for frame in container.decode(stream):
-            if frame.pts is not None and frame.pts >= pts:
-                return
-    raise ValueError(f"the picture at {pts} ticks cannot be decoded")
+    return Packets(shown, keys), shape

@@ -17,11 +17,26 @@ class Reason(StrEnum):
     EMPTY_EPISODE = "empty_episode"
     TOO_SHORT = "too_short"
     NAN_IN_SIGNALS = "nan_in_signals"  # NaN or infinite
+    BEYOND_LIMITS = "beyond_limits"  # of a dimension, as the mapping declares them
     TIMESTAMPS_NOT_INCREASING = "timestamps_not_increasing"
+    CLOCK_JUMP = "clock_jump"  # a step that no pause within an episode explains
     UNKNOWN_TASK = "unknown_task"
     MISSING_VIDEO = "missing_video"
     UNREADABLE_VIDEO = "unreadable_video"
     VIDEO_LENGTH_MISMATCH = "video_length_mismatch"
+    # from here on: warnings, unless a suite says that they are blocking
+    CLOCK_GAPS = "clock_gaps"
+    JITTER = "jitter"
+    WRONG_RATE = "wrong_rate"  # the clock's real rate is not the declared one
+    VIDEO_DRIFT = "video_drift"  # rows and pictures end at different times
+    BLACK_CAMERA = "black_camera"
+    FROZEN_CAMERA = "frozen_camera"
+    CONSTANT_STATE = "constant_state"
+    CONSTANT_ACTION = "constant_action"
+    STATE_JUMP = "state_jump"
+    GRIPPER_RANGE = "gripper_range"
+    UNEQUAL_WIDTHS = "unequal_widths"
+    ACTION_LAG = "action_lag"  # the state does not follow the action in the usual time
 
 
 class Problem(NamedTuple):

@@ -1,7 +1,8 @@
 """ingestion: recordings as people publish them in, valid LeRobot v3.0 episodes out, rejects aside.
 
-Read order: here, then `formats.py` and one of the readers it names, `measure.py` and `checks.py`
-(what passes), `writing.py` (what is written). The sources are read twice: to judge, to write.
+Read order: here, then `formats.py` and one of the readers it names, `measure.py`, `checks.py` and
+`suites/` (what passes), `writing.py` (what is written). The sources
+are read twice: to judge, to write.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from pydantic import BaseModel, Field
 
 from components import records, report
 from components.errors import DataError
-from components.ingestion import source
+from components.ingestion import source, suites
 from components.ingestion.reasons import Problem
+from components.ingestion.suites import Change
 from components.outputs import whole_folder
 
 if TYPE_CHECKING:
@@ -41,6 +43,18 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         description="A camera that a smaller share of a source's episodes has is dropped; "
         "otherwise the episodes without it are kept aside.",
     )
+    sampled_pictures: int = Field(
+        ge=0,
+        description="Pictures of each video that are decoded to judge it; 0 decodes none.",
+    )
+    checks: dict[str, dict[str, Change]] = Field(
+        description="Changes of the checks in components/ingestion/suites: `default` or the start "
+        "of a robot's name -> check -> {min, max, severity: blocking, warning or off}."
+    )
+    score_only: bool = Field(
+        description="Keep aside only what cannot be read at all, to calibrate the checks: "
+        "report/ingestion/scores.json says how many episodes each would reject."
+    )
     data_file_mb: int = Field(ge=1, le=2048, description="A file of signals is closed at, MB.")
     video_file_mb: int = Field(ge=1, le=8192, description="A video file is closed at, MB.")
 
@@ -54,6 +68,7 @@ class Report(BaseModel):
     duplicates: int
     quarantined: int
     reasons: dict[str, int]
+    flagged: dict[str, int]  # check -> episodes that pass with its warning
     embodiments: dict[str, int]
     sources: dict[str, int]
     warnings: list[str]
@@ -69,15 +84,16 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
     from components.ingestion import formats  # it imports what reads and decodes
 
     readers = [formats.open_source(item, config.min_camera_share) for item in listed]
-    facts = _measure(readers)
+    chosen = _suites(readers, config)
+    facts = _measure(readers, config.sampled_pictures)
     from components.ingestion import checks, writing  # takes seconds: after the cheap refusals
 
     verdicts = checks.validate(
-        facts, config.min_frames, config.max_video_frames_off, report.folder("ingestion")
+        facts, chosen, report.folder("ingestion"), score_only=config.score_only
     )
     judged = list(zip(facts, verdicts, strict=True))
-    rejected = [(item, problem) for item, problem in judged if problem is not None]
-    passed = [item for item, problem in judged if problem is None]
+    rejected = [(item, v.problem) for item, v in judged if v.problem is not None]
+    passed = [(item, v.warnings) for item, v in judged if v.problem is None]
     reasons = dict(sorted(Counter(problem.reason.value for _, problem in rejected).items()))
     if not passed:
         raise DataError(
@@ -104,17 +120,27 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
         duplicates=len(passed) - len(accepted),
         quarantined=len(rejected),
         reasons=reasons,
+        flagged=dict(sorted(Counter(name for _, said in passed for name in said).items())),
         embodiments=dict(sorted(Counter(row["embodiment"] for row in rows).items())),
         sources=dict(sorted(Counter(row["source"] for row in rows).items())),
-        warnings=_warnings(listed, readers, passed),
+        warnings=_warnings(listed, readers, [item for item, _ in passed]),
     )
 
 
-def _measure(readers: list[Reader]) -> list[Facts]:
+def _suites(readers: list[Reader], config: Config) -> dict[str, list[suites.Check]]:
+    """The checks of each robot; what is wrong with them is said before anything is measured."""
+    from components.ingestion.measure import KNOWN
+
+    values = config.model_dump()
+    robots = {reader.layout.robot_type for reader in readers}
+    return {robot: suites.suite(robot, config.checks, values, KNOWN) for robot in robots}
+
+
+def _measure(readers: list[Reader], pictures: int) -> list[Facts]:
     from components.ingestion.measure import measure
 
     return [
-        measure(number, reader.read(index), reader.layout)
+        measure(number, reader.read(index), reader.layout, pictures=pictures)
         for number, reader in enumerate(readers)
         for index in reader.indices
     ]

@@ -6,6 +6,7 @@ Episodes of one robot type with other signals, rates or pictures get a folder of
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -39,14 +40,15 @@ class Accepted:
     """One episode to write, with every address that held the same content."""
 
     facts: Facts
+    warnings: dict[str, str] = field(default_factory=dict)  # check -> sentence
     origins: list[str] = field(default_factory=list)
 
 
-def unique(facts: list[Facts]) -> list[Accepted]:
+def unique(passed: list[tuple[Facts, dict[str, str]]]) -> list[Accepted]:
     """Equal content is one episode; the first address stays, the others are its origins."""
     found: dict[str, Accepted] = {}
-    for item in facts:
-        found.setdefault(item.episode_id, Accepted(item)).origins.append(item.uri)
+    for item, warnings in passed:
+        found.setdefault(item.episode_id, Accepted(item, warnings)).origins.append(item.uri)
     return list(found.values())
 
 
@@ -133,4 +135,5 @@ def _rows(
             "fps": reader.layout.fps,
             "operator": "",
             "origins": item.origins,
+            "checks": json.dumps(item.warnings, sort_keys=True),
         }

@@ -1,0 +1,59 @@
+"""For calibration: how many episodes each check would reject, and how each fact is distributed.
+
+`report/ingestion/scores.json`, for each robot. Choose bounds with `ingestion.score_only: true`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.ingestion.measure import KNOWN
+from components.ingestion.suites import Check
+from components.outputs import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+QUANTILES = (0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1)
+
+
+def write(
+    report: Path,
+    table: pd.DataFrame,
+    suites: dict[str, list[Check]],
+    broken: dict[int, dict[str, Check]],
+) -> None:
+    """One document; `table` has a row of facts for each episode."""
+    found = {}
+    for robot, suite in sorted(suites.items()):
+        ours = table[table["robot"] == robot]
+        found[robot] = {
+            "episodes": len(ours),
+            "unreadable": int(ours["read_problem"].notna().sum()),
+            "checks": {c.name: _check(c, ours, broken) for c in suite},
+            "facts": {name: _distribution(ours[name].dropna()) for name in sorted(KNOWN)},
+        }
+    write_json(report / "scores.json", found)
+
+
+def _check(check: Check, ours: pd.DataFrame, broken: dict[int, dict[str, Check]]) -> dict[str, Any]:
+    count = sum(check.name in broken.get(int(row), {}) for row in ours["row"])
+    return {
+        "fact": check.fact,
+        "min": check.min,
+        "max": check.max,
+        "severity": check.severity,
+        "rejects": count,
+        "share": round(count / max(len(ours), 1), 4),
+    }
+
+
+def _distribution(values: pd.Series[float]) -> dict[str, float]:
+    """How many were measured, and their quantiles."""
+    if not len(values):
+        return {"measured": 0}
+    found = values.quantile(list(QUANTILES))
+    return {"measured": len(values)} | {
+        f"q{100 * q:02g}": round(float(value), 6) for q, value in found.items()
+    }

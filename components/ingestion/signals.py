@@ -1,0 +1,108 @@
+"""What the signals of an episode say of themselves: its clock, its ranges, its jumps.
+
+Everything is a number, named in `KNOWN`; what cannot be measured is left out.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+
+from components.episodes import GRIPPER
+from components.ingestion.raw import Layout, RawEpisode
+
+Values = npt.NDArray[np.float64]
+
+KNOWN = (
+    "gap_s",  # longest step of the clock
+    "gap_steps",  # the same in median steps
+    "jitter",  # half the range that 80 % of the steps lie in, as a share of the median step
+    "rate_off",  # |1 - declared step / median step|
+    "state_moving",  # dimensions that change
+    "action_moving",
+    "state_width",
+    "action_width",
+    "width_difference",
+    "state_jump",  # the most that a step exceeds those around it, where it is far at all
+    "beyond_limits",  # values outside limits that a mapping declares
+    "action_lag_s",  # how long the state follows the action, where it clearly does
+    "gripper_beyond",  # values of the gripper further outside its usual range than that is wide
+)
+TURNS = re.compile(r"quat|rot|^q[wxyz]$|rpy|euler|orn|vel")  # may jump from end to end by itself
+ROUND = (2 * np.pi, 360.0)  # an angle that goes on from the other end
+AROUND = 3  # steps on each side that a step is compared with
+FAR = 0.2  # a jump is at least this share of its dimension's range
+NARROW = 0.05  # dimensions that move less than this share of the widest are noise
+SWITCH = 8  # a dimension of fewer different values is a switch: it may jump
+
+
+def numbers(raw: RawEpisode, layout: Layout) -> dict[str, float]:
+    """Facts of T rows; nothing of signals that hold NaN, nothing of a clock that stands."""
+    found = {
+        "state_width": float(raw.state.shape[1]),
+        "action_width": float(raw.action.shape[1]),
+        "width_difference": float(abs(raw.state.shape[1] - raw.action.shape[1])),
+    }
+    found |= _clock(raw.timestamps_s, layout.fps)
+    for kind, signal in (("state", raw.state), ("action", raw.action)):
+        if len(signal) and np.isfinite(signal).all():
+            found[f"{kind}_moving"] = float((np.ptp(signal, axis=0) > 0).sum())
+    if len(raw.state) > 2 * AROUND and np.isfinite(raw.state).all():
+        found["state_jump"] = _jump(raw.state.astype(np.float64), layout.state_names)
+    if (beyond := _gripper_beyond(raw, layout)) is not None:
+        found["gripper_beyond"] = beyond
+    return found
+
+
+def _clock(times_s: Values, fps: float) -> dict[str, float]:
+    steps = np.diff(times_s)
+    if not len(steps) or not (steps > 0).all():
+        return {}
+    median = float(np.median(steps))
+    low, high = np.quantile(steps, [0.1, 0.9])
+    return {
+        "gap_s": float(steps.max()),
+        "gap_steps": float(steps.max() / median),
+        "jitter": float((high - low) / 2 / median),
+        "rate_off": abs(1 - 1 / fps / median),
+    }
+
+
+def _jump(state: Values, names: tuple[str, ...]) -> float:
+    """How many times faster than just before and after any dimension ever moves.
+
+    Relative to the robot's own speeds around the moment, since limits are seldom declared: a joint
+    cannot reach its top speed within one step and lose it in the next.
+    """
+    widths = np.ptp(state, axis=0)
+    worst = 0.0
+    for values, width, name in zip(state.T, widths, names, strict=True):
+        if GRIPPER.search(name) or TURNS.search(name) or width <= NARROW * widths.max():
+            continue
+        if len(np.unique(values)) <= SWITCH:
+            continue
+        steps = abs(np.diff(values))
+        for period in ROUND:
+            steps = np.where(abs(steps - period) < period / 10, abs(steps - period), steps)
+        padded = np.pad(steps, AROUND, mode="edge")
+        around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1), axis=1)
+        ratio = steps / np.maximum(around, width / len(values))
+        worst = max(worst, float(np.where(steps > FAR * width, ratio, 0.0).max()))
+    return worst
+
+
+def _gripper_beyond(raw: RawEpisode, layout: Layout) -> float | None:
+    """Values of measured and commanded grippers; None where there is none."""
+    count, seen = 0, False
+    for signal, names in ((raw.state, layout.state_names), (raw.action, layout.action_names)):
+        for column, name in enumerate(names):
+            if GRIPPER.search(name) and not TURNS.search(name) and np.isfinite(signal).all():
+                values = signal[:, column].astype(np.float64)
+                seen = True
+                if len(values):
+                    low, high = np.quantile(values, [0.02, 0.98])
+                    reach = max(high - low, 1e-6 + abs(high))
+                    count += int(((values < low - reach) | (values > high + reach)).sum())
+    return float(count) if seen else None
