@@ -46,7 +46,8 @@ EVENTS = pa.schema(
         "end_frame": pa.int64(),  # one past the last frame
         "kind": pa.string(),  # motion, grasp, release or idle
         "score": pa.float64(),  # of the boundary at its start, 0 to 1
-        "evidence": pa.string(),  # JSON: which signals voted for the boundary at its start
+        "evidence": pa.string(),  # JSON: which signals voted for the boundary at its start; person:
+        # author and time of who set this event, or only the boundary at its start
     }
 )
 CAPTIONS = pa.schema(
@@ -54,10 +55,13 @@ CAPTIONS = pa.schema(
         "event_id": pa.string(),
         "level": pa.string(),  # task, subtask, action, segment
         "text": pa.string(),
-        "captioner": pa.string(),
+        "captioner": pa.string(),  # kinematics, or person
         "model_digest": pa.string(),
         "prompt_digest": pa.string(),
         "checks": pa.string(),  # JSON: {check: "ok" or what is wrong}
+        "author": pa.string(),  # of a person's words; empty otherwise, as the next two
+        "time": pa.string(),  # when they were said, ISO 8601
+        "machine_text": pa.string(),  # what the machine says there
     }
 )
 CLUSTERS = pa.schema(

@@ -21,7 +21,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 from prefect.tasks import exponential_backoff
 
-from components import params
+from components import corrections, params
 from components.errors import WamflowError
 from flows import failures, graph, pictures, quiet, runners, snapshot, supervisor, values, workspace
 from flows.graph import Stage
@@ -90,12 +90,13 @@ def chain(
 
 
 def prepare(run: Run, changes: values.Changes) -> None:
-    """The run's first commit: values and sources as they are now."""
+    """The run's first commit: values, sources and corrections as they are now."""
+    corrections.check(run.worktree)
     values.apply(run.worktree / "params.yaml", changes)
     sources = snapshot.sources(params.load(run.worktree / "params.yaml"))
     target = run.worktree / "inputs" / "sources.json"
     snapshot.write(sources, run.project, target, run.shared)
-    workspace.commit(run, f"run {run.name}: values and sources")
+    workspace.commit(run, f"run {run.name}: values and inputs")
 
 
 def run_stage(stage: Stage, run: Run, runner: runners.Setting) -> str:

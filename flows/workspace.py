@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
+from components import corrections
 from components.errors import UserError
 from flows import locks
 
@@ -121,8 +122,9 @@ def refuse_uncommitted_code(checkout: Path) -> None:
 def opened(checkout: Path, revision: str = "HEAD", name: str | None = None) -> Iterator[Run]:
     """A new run in a worktree of its own, locked while it lasts.
 
-    `HEAD` means the user's checkout as it is: its `params.yaml` comes along with uncommitted
-    values, and uncommitted code is refused. Any other revision is taken as it was committed.
+    `HEAD` means the user's checkout as it is: its `params.yaml` and what people corrected come
+    along with uncommitted values, and uncommitted code is refused. Any other revision is taken as
+    it was committed.
     """
     if revision == "HEAD":
         refuse_uncommitted_code(checkout)
@@ -133,12 +135,23 @@ def opened(checkout: Path, revision: str = "HEAD", name: str | None = None) -> I
             _clean_up(run)
             _add_worktree(run)
         if revision == "HEAD":
-            shutil.copyfile(checkout / "params.yaml", run.worktree / "params.yaml")
+            _bring_inputs(checkout, run.worktree)
         try:
             yield run
         except BaseException:
             _forget_unused(run)
             raise
+
+
+def _bring_inputs(checkout: Path, worktree: Path) -> None:
+    """Values and corrections as they are now; a list of corrections that was deleted is empty."""
+    shutil.copyfile(checkout / "params.yaml", worktree / "params.yaml")
+    for overlay in (corrections.EVENTS, corrections.CAPTIONS):
+        if (checkout / overlay).is_file():
+            (worktree / overlay).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkout / overlay, worktree / overlay)
+        elif (worktree / overlay).is_file():
+            (worktree / overlay).write_text("")
 
 
 def commit(run: Run, message: str) -> str:

@@ -101,6 +101,14 @@ def folder(root: Path, episodes: list[Episode]) -> Path:
     return root
 
 
+def nothing_said(folder: Path) -> Path:
+    """An empty list of corrections."""
+    path = folder / "said.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
 def real(name: str) -> list[Episode]:
     """Episodes of a published recording as they are; skips the test where it is absent."""
     root = SHARED / "data" / name

@@ -45,7 +45,7 @@ def ingestion(values: dict[str, Any], _sources: Path, episodes: Path, quarantine
     records.write(quarantine / "quarantine.parquet", rejects, records.QUARANTINE, "source_uri")
 
 
-def segmentation(_values: dict[str, Any], episodes: Path, events: Path) -> None:
+def segmentation(_values: dict[str, Any], episodes: Path, _corrections: Path, events: Path) -> None:
     rows: Rows = []
     for row in read(episodes / "manifest.parquet", records.MANIFEST):
         episode = row["episode_id"]
@@ -56,7 +56,9 @@ def segmentation(_values: dict[str, Any], episodes: Path, events: Path) -> None:
     records.write(events / "events.parquet", rows, records.EVENTS, "event_id")
 
 
-def captioning(_values: dict[str, Any], _episodes: Path, events: Path, captions: Path) -> None:
+def captioning(
+    _values: dict[str, Any], _episodes: Path, events: Path, _corrections: Path, captions: Path
+) -> None:
     about = {"captioner": "test", "model_digest": "", "prompt_digest": "", "checks": "{}"}
     rows: Rows = [
         {"event_id": row["event_id"], "level": level, "text": f"{level} words", **about}

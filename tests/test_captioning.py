@@ -47,8 +47,9 @@ def fact(**values: Any) -> Kinematics:
 
 def captioned(tmp_path: Path, episodes: list[Episode]) -> tuple[stage.Report, list[dict[str, Any]]]:
     folder = made.folder(tmp_path / "episodes", episodes)
-    segmentation.run(folder, tmp_path / "events", config=SEGMENTATION)
-    report = stage.run(folder, tmp_path / "events", tmp_path / "captions", config=CONFIG)
+    nobody, events = made.nothing_said(tmp_path), tmp_path / "events"
+    segmentation.run(folder, nobody, events, config=SEGMENTATION)
+    report = stage.run(folder, events, nobody, tmp_path / "captions", config=CONFIG)
     events = records.read(tmp_path / "events/events.parquet", records.EVENTS).to_pylist()
     path = tmp_path / "captions/captions.parquet"
     rows = records.read(path, records.CAPTIONS).to_pylist()
@@ -226,7 +227,8 @@ def test_empty_and_long_captions_are_flagged() -> None:
 def test_the_stage_writes_equal_bytes_one_row_per_event_and_level(tmp_path: Path) -> None:
     taken = [dataclasses.replace(made.pick_and_place(), episode_id=f"{i:020x}") for i in (2, 0, 1)]
     report, _ = captioned(tmp_path, taken)
-    paths = (tmp_path / "episodes", tmp_path / "events", tmp_path / "again")
+    nobody = made.nothing_said(tmp_path)
+    paths = (tmp_path / "episodes", tmp_path / "events", nobody, tmp_path / "again")
     assert stage.run(*paths, config=CONFIG) == report
     first = tmp_path / "captions/captions.parquet"
     assert outputs.sha256(first) == outputs.sha256(tmp_path / "again/captions.parquet")
@@ -245,13 +247,14 @@ def test_the_stage_writes_equal_bytes_one_row_per_event_and_level(tmp_path: Path
 
 def test_events_of_other_episodes_are_refused(tmp_path: Path) -> None:
     folder = made.folder(tmp_path / "episodes", [made.pick_and_place()])
-    segmentation.run(folder, tmp_path / "events", config=SEGMENTATION)
+    nobody = made.nothing_said(tmp_path)
+    segmentation.run(folder, nobody, tmp_path / "events", config=SEGMENTATION)
     shorter = dataclasses.replace(
         made.arm(np.zeros((40, 3))), episode_id=made.pick_and_place().episode_id
     )
     other = made.folder(tmp_path / "other", [shorter])
     with pytest.raises(DataError, match="Run segmentation again"):
-        stage.run(other, tmp_path / "events", tmp_path / "captions", config=CONFIG)
+        stage.run(other, tmp_path / "events", nobody, tmp_path / "captions", config=CONFIG)
     assert not (tmp_path / "captions").exists()
 
 

@@ -72,19 +72,20 @@ def test_the_command_line_says_what_was_wrong(tmp_path: Path) -> None:
     assert code == UserError.exit_code and "unknown stage 'fly'" in said and "Traceback" not in said
     assert json.loads(failure.read_text())["kind"] == "user"
     code, said = components("segmentation", "one", cwd=tmp_path)
-    assert code == UserError.exit_code and "expected paths episodes events; got one" in said
-    code, said = components("segmentation", "a", "b", cwd=tmp_path)
+    assert code == UserError.exit_code and "expected paths episodes corrections events; got" in said
+    code, said = components("segmentation", "a", "b", "c", cwd=tmp_path)
     assert code == UserError.exit_code and "params.yaml: no such file" in said
     (tmp_path / "params.yaml").write_text("segmentation: [")
-    code, said = components("segmentation", "a", "b", cwd=tmp_path)
+    code, said = components("segmentation", "a", "b", "c", cwd=tmp_path)
     assert code == UserError.exit_code and "not valid YAML" in said
 
 
 def test_a_missing_input_is_one_message_and_leaves_no_output(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    code, said = components("segmentation", "episodes", "events", cwd=tmp_path)
+    (tmp_path / "said.jsonl").touch()
+    code, said = components("segmentation", "episodes", "said.jsonl", "events", cwd=tmp_path)
     assert code == 11 and "episodes/manifest.parquet: no such file" in said
-    assert [p.name for p in tmp_path.iterdir()] == ["params.yaml"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["params.yaml", "said.jsonl"]
 
 
 def test_outputs_are_whole_or_not_there(tmp_path: Path) -> None:

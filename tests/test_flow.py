@@ -62,7 +62,7 @@ def test_a_run_then_nothing_to_do_then_one_number(miniature: Path, prefect_api: 
     assert first["reports"]["pretraining"] == {"result": 12.0}, "(1 + 2 + 3) * 2"
 
     log = git(miniature, "log", "--format=%an: %s", f"{head}..run/first").splitlines()
-    assert log == ["wamflow: run first: results", "wamflow: run first: values and sources"]
+    assert log == ["wamflow: run first: results", "wamflow: run first: values and inputs"]
     recorded = git(miniature, "ls-tree", "-r", "--name-only", "run/first").split()
     assert {"inputs/sources.json", "dvc.lock", "report.dvc", "metrics/sampling.json"} <= {*recorded}
     assert not any(name.startswith(("data/plan", "report/", ".wamflow")) for name in recorded)

@@ -202,8 +202,9 @@ def test_the_name_decides_where_it_speaks() -> None:
 def test_the_stage_writes_equal_bytes_in_the_schema(tmp_path: Path) -> None:
     taken = [dataclasses.replace(made.pick_and_place(), episode_id=f"{i:020x}") for i in (2, 0, 1)]
     episodes = made.folder(tmp_path / "episodes", taken)
-    report = stage.run(episodes, tmp_path / "a", config=CONFIG)
-    assert stage.run(episodes, tmp_path / "b", config=CONFIG) == report
+    nobody = made.nothing_said(tmp_path)
+    report = stage.run(episodes, nobody, tmp_path / "a", config=CONFIG)
+    assert stage.run(episodes, nobody, tmp_path / "b", config=CONFIG) == report
     path = tmp_path / "a/events.parquet"
     assert outputs.sha256(path) == outputs.sha256(tmp_path / "b/events.parquet")
     table = records.read(path, records.EVENTS)
@@ -222,9 +223,10 @@ def test_the_stage_writes_equal_bytes_in_the_schema(tmp_path: Path) -> None:
 
 
 def test_a_damaged_folder_leaves_nothing_behind(tmp_path: Path) -> None:
+    nobody = made.nothing_said(tmp_path)
     with pytest.raises(DataError, match="manifest"):
-        stage.run(tmp_path / "none", tmp_path / "events", config=CONFIG)
-    assert not list(tmp_path.iterdir())
+        stage.run(tmp_path / "none", nobody, tmp_path / "events", config=CONFIG)
+    assert list(tmp_path.iterdir()) == [nobody]
 
 
 def test_bounds_that_cannot_be_met_are_refused() -> None:
@@ -274,7 +276,7 @@ def test_the_picture_shows_the_episodes_asked_for(tmp_path: Path) -> None:
 
     taken = [dataclasses.replace(made.pick_and_place(), episode_id=f"{i:020x}") for i in range(3)]
     episodes = made.folder(tmp_path / "episodes", taken)
-    stage.run(episodes, tmp_path / "events", config=CONFIG)
+    stage.run(episodes, made.nothing_said(tmp_path), tmp_path / "events", config=CONFIG)
     heights = []
     for count in (1, 3, 9):
         draw(episodes, tmp_path / "events", tmp_path / "p.png", count)

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from components import corrections
 from components.errors import UserError
-from flows import workspace
+from flows import retrain, workspace
 from tests.conftest import ROOT, git
 
 
@@ -27,6 +28,33 @@ def test_a_run_is_a_branch_in_a_worktree_of_its_own(miniature: Path) -> None:
     assert said == f"wamflow <wamflow@localhost> wamflow {head}"
     assert git(miniature, "rev-parse", "HEAD") == head
     assert git(miniature, "status", "--porcelain") == ""
+
+
+def test_what_people_corrected_comes_along_uncommitted(miniature: Path) -> None:
+    overlay = miniature / corrections.EVENTS
+    overlay.parent.mkdir(parents=True)
+    overlay.write_text("")
+    git(miniature, "add", "--all")
+    git(miniature, "commit", "--quiet", "--message", "no corrections yet")
+    line = (
+        '{"author":"Ada","time":"2026-01-02T00:00:00Z","episode_id":"e","did":"merge",'
+        '"times_s":[0,1],"kinds":["motion"]}\n'
+    )
+    overlay.write_text(line)
+    with workspace.opened(miniature) as run:
+        assert (run.worktree / corrections.EVENTS).read_text() == line
+    with workspace.opened(miniature, git(miniature, "rev-parse", "HEAD")) as run:
+        assert (run.worktree / corrections.EVENTS).read_text() == "", "as it was committed"
+    overlay.write_text("{}\n")
+    with (
+        pytest.raises(UserError, match=r"events\.jsonl:1: author"),
+        workspace.opened(miniature) as run,
+    ):
+        retrain.prepare(run, {})
+    assert not run.worktree.exists(), "a refused run leaves nothing"
+    overlay.unlink()
+    with workspace.opened(miniature) as run:
+        assert (run.worktree / corrections.EVENTS).read_text() == "", "deleted is empty"
 
 
 def test_no_identity_hook_or_signature_of_the_user_is_needed(

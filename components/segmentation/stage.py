@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
+from components import corrections as overlay
 from components import outputs, records
 from components.episodes import Episode, Episodes
+from components.segmentation.agreement import Agreement, agreement
 from components.segmentation.boundaries import Event, Limits, cut
+from components.segmentation.corrected import TOLERANCE_S, Overlay, Row
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -45,6 +49,17 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         return self
 
 
+class People(BaseModel):
+    """What people corrected, and how far the machine's own cut agrees with them."""
+
+    corrections: int
+    corrected_episodes: int
+    corrections_of_other_episodes: int  # not in these recordings, so without effect
+    boundary_f1: float | None  # in the corrected spans, accepted events included
+    tolerance_s: float
+    same_kinds: float | None  # share of the judged kinds that the machine says, too
+
+
 class Report(BaseModel):
     """What came out."""
 
@@ -55,33 +70,56 @@ class Report(BaseModel):
     boundaries_by_signal: dict[str, int]
     median_event_s: float
     same_kinds: dict[str, float]  # task -> share of episodes with its most common row of kinds
+    people: People
 
 
-def run(episodes: Path, events: Path, *, config: Config) -> Report:
+def run(episodes: Path, corrections: Path, events: Path, *, config: Config) -> Report:
     """Cut every episode of `episodes` and write `events/events.parquet` (`records.EVENTS`).
 
-    Rows are sorted by episode and time. DataError when an episode cannot be read.
+    What people said (`corrections`, a file of `EventCorrection`) stands over the machine's cut.
+    Rows are sorted by episode and time. DataError when an episode cannot be read, UserError for a
+    malformed correction.
     """
     limits = Limits(**config.model_dump())
+    said = overlay.read(corrections, overlay.EventCorrection)
     recordings = Episodes(episodes)
-    rows: list[dict[str, object]] = []
-    cuts: list[tuple[str, list[Event]]] = []
+    rows: list[Row] = []
+    tasks: dict[str, str] = {}
+    agreed = Agreement()
     for episode_id in recordings.ids:
         episode = recordings[episode_id]
-        found = cut(episode, limits)
-        rows += event_rows(episode, found)
-        cuts.append((episode.task, found))
+        machine = event_rows(episode, cut(episode, limits))
+        people = Overlay(episode.timestamps_s, said.get(episode_id, []))
+        rows += people.applied(machine, config.min_event_s)
+        agreed += agreement(people, machine)
+        tasks[episode_id] = episode.task
     rows.sort(key=lambda row: (row["episode_id"], row["start_frame"]))
     with outputs.whole_folder(events) as out:
         table = pa.Table.from_pylist(rows, schema=records.EVENTS)
         outputs.write_table(out / "events.parquet", table)
-    return summary(cuts, rows)
+    return summary(tasks, rows, people_of(said, set(tasks), agreed))
 
 
-def event_rows(episode: Episode, events: list[Event]) -> list[dict[str, object]]:
+def people_of(
+    said: Mapping[str, list[overlay.EventCorrection]], known: set[str], agreed: Agreement
+) -> People:
+    """Counts of corrections; `known` are the episodes that there are."""
+    here = [each for episode_id, each in said.items() if episode_id in known]
+    corrections = sum(map(len, said.values()))
+    return People(
+        corrections=corrections,
+        corrected_episodes=len(here),
+        corrections_of_other_episodes=corrections - sum(map(len, here)),
+        boundary_f1=agreed.f1,
+        tolerance_s=TOLERANCE_S,
+        same_kinds=agreed.kind_share,
+    )
+
+
+def event_rows(episode: Episode, events: list[Event]) -> list[Row]:
     """One episode's rows of `records.EVENTS`, in time order."""
     times = episode.timestamps_s
-    rows: list[dict[str, object]] = []
+    rows: list[Row] = []
     for event in events:
         start_s = float(times[event.start])
         end_s = float(times[min(event.end, len(times) - 1)])
@@ -101,24 +139,27 @@ def event_rows(episode: Episode, events: list[Event]) -> list[dict[str, object]]
     return rows
 
 
-def summary(cuts: list[tuple[str, list[Event]]], rows: list[dict[str, object]]) -> Report:
-    """Counts for a person; `cuts` are the task and the events of each episode."""
+def summary(tasks: Mapping[str, str], rows: list[Row], people: People) -> Report:
+    """Counts for a person; `tasks` has every episode's task, `rows` are by episode and time."""
+    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(tasks, ())
+    for row in rows:
+        kinds[row["episode_id"]] += (row["kind"],)
     sequences: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
-    for task, events in cuts:
-        sequences[task][tuple(event.kind for event in events)] += 1
-    numbers = Counter(len(events) for _, events in cuts)
-    lengths = [float(str(row["end_s"])) - float(str(row["start_s"])) for row in rows]
+    for episode_id, task in tasks.items():
+        sequences[task][kinds[episode_id]] += 1
+    numbers = Counter(len(found) for found in kinds.values())
+    signals = Counter(signal for row in rows for signal in json.loads(row["evidence"]))
+    lengths = [row["end_s"] - row["start_s"] for row in rows]
     return Report(
-        episodes=len(cuts),
+        episodes=len(tasks),
         events=len(rows),
-        kinds=dict(sorted(Counter(e.kind for _, events in cuts for e in events).items())),
+        kinds=dict(sorted(Counter(row["kind"] for row in rows).items())),
         episodes_with_events={str(n): numbers[n] for n in sorted(numbers)},
-        boundaries_by_signal=dict(
-            sorted(Counter(s for _, events in cuts for e in events for s in e.votes).items())
-        ),
+        boundaries_by_signal=dict(sorted(signals.items())),
         median_event_s=round(float(np.median(lengths)), 4) if lengths else 0.0,
         same_kinds={
             task: round(max(found.values()) / found.total(), 4)
             for task, found in sorted(sequences.items())
         },
+        people=people,
     )

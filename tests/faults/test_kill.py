@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from components import lerobot
+from components import corrections, lerobot
 from components.encoding import encode
 from components.outputs import sha256_folder
 from flows import snapshot
@@ -21,11 +21,13 @@ from tests.made_episodes import arm, pick_and_place
 ROOT = Path(__file__).parents[2]
 CHAIN = {
     "ingestion": ["inputs/sources.json", "data/episodes", "data/quarantine"],
-    "segmentation": ["data/episodes", "data/events"],
-    "captioning": ["data/episodes", "data/events", "data/captions"],
+    "segmentation": ["data/episodes", "inputs/corrections/events.jsonl", "data/events"],
+    "captioning": [
+        "data/episodes", "data/events", "inputs/corrections/captions.jsonl", "data/captions",
+    ],
     "clustering": ["data/episodes", "data/events", "data/captions", "data/clusters"],
     "sampling": ["data/events", "data/captions", "data/clusters", "data/plan"],
-}
+}  # fmt: skip
 OUTPUTS = {
     stage: paths[1:] if stage == "ingestion" else paths[-1:] for stage, paths in CHAIN.items()
 }
@@ -67,6 +69,9 @@ def workspace(place: Path, recordings: Path) -> Path:
     (place / "shared").mkdir(parents=True)
     (place / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
     snapshot.write([str(recordings)], place, place / "inputs/sources.json", place / "shared")
+    for overlay in (corrections.EVENTS, corrections.CAPTIONS):
+        (place / overlay).parent.mkdir(exist_ok=True)
+        (place / overlay).touch()
     return place
 
 
