@@ -55,10 +55,12 @@ CAPTIONS = pa.schema(
         "event_id": pa.string(),
         "level": pa.string(),  # task, subtask, action, segment
         "text": pa.string(),
-        "captioner": pa.string(),  # kinematics, or person
+        "captioner": pa.string(),  # kinematics, transformers, openai, or person
         "model_digest": pa.string(),
         "prompt_digest": pa.string(),
-        "checks": pa.string(),  # JSON: {check: "ok" or what is wrong}
+        "decoding": pa.string(),  # JSON: parameters of a language model's decoding; {} for others
+        # JSON: {check: "ok" or what is wrong}; `fallback`: why a model's text is not here
+        "checks": pa.string(),
         "author": pa.string(),  # of a person's words; empty otherwise, as the next two
         "time": pa.string(),  # when they were said, ISO 8601
         "machine_text": pa.string(),  # what the machine says there

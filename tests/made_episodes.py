@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from components import lerobot, records
+from components.encoding import encode
 from components.episodes import Episode
 from components.lerobot import Recording
 
@@ -69,12 +70,30 @@ def pick_and_place(fps: float = 80.0, task: str = "put the cup on the shelf") ->
     return arm(place, opening, np.where(closed, 1.0, -1.0), fps=fps, task=task)
 
 
-def folder(root: Path, episodes: list[Episode]) -> Path:
-    """Write `episodes` of one embodiment, without video, as `data/episodes` has them."""
+def film(path: Path, episode: Episode) -> Path:
+    """A picture of 32 x 24 for each control step, whose brightness rises with time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    greys = np.linspace(0, 255, len(episode)).astype(np.uint8)
+    encode(path, (np.full((24, 32, 3), grey) for grey in greys), episode.fps)
+    return path
+
+
+def folder(root: Path, episodes: list[Episode], films: Path | None = None) -> Path:
+    """Write `episodes` of one embodiment as `data/episodes` has them.
+
+    Without video unless `films` names a folder for scratch.
+    """
     first = episodes[0]
+    videos = [
+        {"observation.images.top": film(films / f"{i}.mp4", e)} if films else {}
+        for i, e in enumerate(episodes)
+    ]
     lerobot.write(
         root / first.embodiment,
-        [Recording(e.task, e.timestamps_s, e.state, e.action) for e in episodes],
+        [
+            Recording(e.task, e.timestamps_s, e.state, e.action, video)
+            for e, video in zip(episodes, videos, strict=True)
+        ],
         robot_type=first.embodiment,
         fps=first.fps,
         state_names=first.state_names,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from components import outputs, params, records
-from components.captioning import stage, words
+from components.captioning import rows, stage, words
 from components.captioning.checks import checks, contradiction
 from components.captioning.kinematics import Kinematics, gripper_states, kinematics
 from components.episodes import Episode
@@ -28,6 +28,7 @@ CONFIG = params.section(VALUES, "captioning", stage.Config)
 SEGMENTATION = params.section(VALUES, "segmentation", segmentation.Config)
 TASK = "put the cup on the shelf"
 LIMITS = segmentation.Limits(**SEGMENTATION.model_dump())
+FINE = {"length": "ok", "language": "ok", "contradiction": "ok"}
 SAWYER = CONFIG.frames["metaworld"]
 
 
@@ -108,7 +109,7 @@ def test_no_caption_of_ours_contradicts_what_happened(
         for level, text in texts.items():
             assert text == words.captions(episode.task, facts, ids)[facts.index(each)][level]
             verdict = checks(text, level, task, each, CONFIG.longest_words)
-            assert verdict == {"length": "ok", "contradiction": "ok"}, text
+            assert verdict == FINE, text
 
 
 def test_nothing_is_named_that_the_task_does_not_name(tmp_path: Path) -> None:
@@ -163,8 +164,8 @@ def test_going_there_and_back_is_no_direction() -> None:
 
 
 def test_the_frame_belongs_to_the_embodiment() -> None:
-    assert stage.frame_of("metaworld-sawyer", CONFIG) == ("right", "forward", "up")
-    assert stage.frame_of("cr5", CONFIG) == ("forward", "left", "up")  # REP 103
+    assert rows.frame_of("metaworld-sawyer", CONFIG) == ("right", "forward", "up")
+    assert rows.frame_of("cr5", CONFIG) == ("forward", "left", "up")  # REP 103
 
 
 def test_without_an_end_effector_joints_move() -> None:
@@ -221,6 +222,22 @@ def test_empty_and_long_captions_are_flagged() -> None:
     assert checks("go " * 61, "action", "", fact(), 60)["length"] == "61 words, over 60"
 
 
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("move right", "ok"),
+        ("The arm lifts the cup", "ok"),
+        ("öffne die Tür: move right", "ok"),  # the task's own words
+        ("机械臂向右移动", "not English: other letters"),
+        ("Рука движется вправо", "not English: other letters"),
+        ("der Arm bewegt sich nach rechts", "not English: none of its commonest words"),
+        ("", "ok"),
+    ],
+)
+def test_another_language_is_flagged(text: str, verdict: str) -> None:
+    assert checks(text, "segment", "öffne die Tür", fact(), 60)["language"] == verdict
+
+
 # --- the stage -----------------------------------------------------------------------------------
 
 
@@ -238,9 +255,9 @@ def test_the_stage_writes_equal_bytes_one_row_per_event_and_level(tmp_path: Path
     assert len({(r["event_id"], r["level"]) for r in rows}) == len(rows) == report.captions == 60
     assert report.levels == dict.fromkeys(words.LEVELS, 15)
     for row in rows:
-        assert row["captioner"] == "kinematics"
+        assert (row["captioner"], row["decoding"]) == ("kinematics", "{}")
         assert len(row["model_digest"]) == len(row["prompt_digest"]) == 64
-        assert json.loads(row["checks"]) == {"length": "ok", "contradiction": "ok"}
+        assert json.loads(row["checks"]) == FINE
     assert len({row["prompt_digest"] for row in rows}) == 4  # a template for each level
     assert len({row["model_digest"] for row in rows}) == 1
 
@@ -274,6 +291,6 @@ def test_demonstrations_of_one_task_are_told_alike() -> None:
         told = Counter[tuple[str, ...]]()
         for episode in made.demonstrations(task, range(8)):
             events = segmentation.event_rows(episode, segmentation.cut(episode, LIMITS))
-            rows = stage.caption_rows(episode, events, CONFIG)
-            told[tuple(r["text"] for r in rows if r["level"] == "action")] += 1
+            (said,) = rows.caption_rows([rows.told(episode, events, [], CONFIG)], CONFIG, None)
+            told[tuple(r["text"] for r in said.rows if r["level"] == "action")] += 1
         assert told.most_common(1)[0][1] >= 5

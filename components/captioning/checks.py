@@ -1,4 +1,4 @@
-"""Does a caption fit? Length, and whether its words contradict what arm and gripper did.
+"""Does a caption fit? Length, language, and whether its words contradict what arm and gripper did.
 
 It reads words only, so it judges any captioner's text the same way. The task's own sentence is left
 out: "close the drawer" says nothing about the gripper.
@@ -23,6 +23,13 @@ OPENS = re.compile(
 STATE = re.compile(r"\b(with the )?gripper (open|closed)\b", re.IGNORECASE)
 RESTS = re.compile(r"\b(holds? still|stands? still|waits?|idle)\b", re.IGNORECASE)
 MOVES = re.compile(r"\b(mov(e|es|ing)|reach(es)?|push(es)?|pull(s)?|lift(s)?)\b", re.IGNORECASE)
+LATIN = 0.9  # of an English text's letters
+SENTENCE = 6  # words from which on an English text has one of the commonest
+COMMON = re.compile(
+    r"\b(the|an?|to|of|and|in|on|with|its?|is|at|from|for|by|up|down|left|right|while|then|as|into"
+    r"|onto|over|towards?|this|that|off|out)\b",
+    re.IGNORECASE,
+)
 
 
 def checks(
@@ -31,7 +38,11 @@ def checks(
     """{check: "ok" or what is wrong} for one caption of one event."""
     own = re.sub(re.escape(task), " ", text, flags=re.IGNORECASE) if task else text
     wrong = "" if level == "task" else contradiction(own, fact)
-    return {"length": length(text, longest_words), "contradiction": wrong or "ok"}
+    return {
+        "length": length(text, longest_words),
+        "language": language(own),
+        "contradiction": wrong or "ok",
+    }
 
 
 def length(text: str, longest_words: int) -> str:
@@ -40,6 +51,19 @@ def length(text: str, longest_words: int) -> str:
     if count == 0:
         return "empty"
     return "ok" if count <= longest_words else f"{count} words, over {longest_words}"
+
+
+def language(text: str) -> str:
+    """Whether a text reads as English: its letters, and for a whole sentence its commonest words.
+
+    The task's own sentence, in whatever language people gave it, is not judged.
+    """
+    letters = [c for c in text if c.isalpha()]
+    if sum(c.isascii() for c in letters) < LATIN * len(letters):
+        return "not English: other letters"
+    if len(re.findall(r"[a-z']+", text.lower())) >= SENTENCE and not COMMON.search(text):
+        return "not English: none of its commonest words"
+    return "ok"
 
 
 def contradiction(text: str, fact: Kinematics) -> str:

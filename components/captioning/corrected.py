@@ -73,6 +73,7 @@ def _row(row: Row, said: CaptionCorrection, verdict: Verdict) -> Row:
         "captioner": PERSON,
         "model_digest": "",
         "prompt_digest": "",
+        "decoding": "{}",
         "checks": verdict(row["event_id"], row["level"], said.text),
         "author": about["author"],
         "time": about["time"],

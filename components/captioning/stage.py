@@ -1,42 +1,76 @@
 """Captioning: say each event in words, on four levels. Episodes and events in, data/captions out.
 
-The offline captioner (`words.py`) speaks from kinematics and the task's own sentence; every text is
-checked against what arm and gripper did (`checks.py`).
+The offline captioner (`words.py`) speaks from kinematics and the task's own sentence. A
+vision-language model can say some levels instead (`questions.py`): one of `transformers` from a
+folder (`local_model.py`), or one behind an OpenAI-compatible endpoint (`endpoint.py`). Every text
+is checked against what arm and gripper did (`checks.py`).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter, defaultdict
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 from pydantic import BaseModel, Field, model_validator
 
 from components import corrections as overlay
-from components import outputs, records
-from components.captioning import corrected, words
-from components.captioning import kinematics as kinematics_rules
-from components.captioning.checks import checks
+from components import outputs, records, report
+from components.captioning import corrected, questions, words
 from components.captioning.corrected import Row
-from components.captioning.kinematics import OPPOSITE, Frame, gripper_states, kinematics
-from components.episodes import Episode, Episodes
+from components.captioning.kinematics import OPPOSITE
+from components.captioning.questions import Model
+from components.captioning.rows import Asked, Captioned, caption_rows, told
+from components.episodes import Episodes
 from components.errors import DataError
+from components.shards import Shards, key
 
+Said = dict[str, list[overlay.CaptionCorrection]]  # by episode
 Direction = Literal["forward", "back", "left", "right", "up", "down"]
-CAPTIONER = "kinematics"
+Level = Literal["task", "subtask", "action", "segment"]
+AT_ONCE = 512  # episodes after which what is done is kept
+ASKED_AT_ONCE = 16  # where a model is asked about their events
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
-    """How directions are called, and how long a text may be."""
+    """Who captions, how directions are called, and how a model is asked."""
 
+    captioner: Literal["kinematics", "transformers", "openai"] = Field(
+        description="kinematics: rules, offline. transformers: a model in a local folder. openai: "
+        "any OpenAI-compatible endpoint; its key is read from $WAMFLOW_CAPTIONING_KEY."
+    )
     frames: dict[str, tuple[Direction, Direction, Direction]] = Field(
         description="What +x, +y and +z of the end effector mean, by the start of an embodiment's "
         "name; `default` for all others."
     )
     longest_words: int = Field(ge=5, le=500, description="A caption with more words is flagged.")
+    vlm_levels: list[Level] = Field(min_length=1, description="Levels that the model says.")
+    model: str = Field(description="Absolute folder of weights, or the endpoint's model name.")
+    model_digest: str = Field(
+        pattern="^([0-9a-f]{64})?$",
+        description="Digest that the folder of weights must have; the stage says what it is.",
+    )
+    base_url: str = Field(description="The endpoint's address, such as http://127.0.0.1:8000/v1.")
+    prompt: str = Field(
+        pattern="^[a-z0-9_]+$", description="Name of a file in components/captioning/prompts."
+    )
+    pictures: int = Field(ge=1, le=32, description="Moments on an event's contact sheet.")
+    picture_px: int = Field(ge=32, le=1024, description="Width of each, pixels.")
+    max_new_tokens: int = Field(ge=16, le=4096, description="Longest reply, tokens.")
+    temperature: float = Field(ge=0, le=2, description="Of sampling; 0 takes the likeliest token.")
+    seed: int = Field(ge=0, lt=2**31, description="Of sampling.")
+    device: Literal["cpu", "cuda"] = Field(description="Where a local model runs.")
+    asks: int = Field(ge=1, le=5, description="Times a question is asked until a reply is usable.")
+    concurrent: int = Field(ge=1, le=256, description="Requests at a time.")
+    tries: int = Field(ge=1, le=10, description="Of a request: 429, 5xx, time-outs, cut lines.")
+    timeout_s: float = Field(gt=0, le=600, description="For a whole reply, seconds.")
+    requests_per_minute: float = Field(gt=0, le=100_000, description="Not more are sent.")
+    input_usd_per_million: float = Field(ge=0, description="Price of a million prompt tokens.")
+    output_usd_per_million: float = Field(ge=0, description="Price of a million reply tokens.")
 
     @model_validator(mode="after")
     def _frames_are_frames(self) -> Config:
@@ -46,6 +80,29 @@ class Config(BaseModel, frozen=True, extra="forbid"):
             if len({frozenset((axis, OPPOSITE[axis])) for axis in axes}) < 3:
                 raise ValueError(f"frames.{name}: expected three different axes, got {axes}")
         return self
+
+    @model_validator(mode="after")
+    def _a_model_is_named(self) -> Config:
+        if self.captioner == "transformers" and not Path(self.model).is_absolute():
+            raise ValueError(
+                f"model: expected the absolute path of a folder of weights, got {self.model!r}; a "
+                "run works in a folder of its own"
+            )
+        if self.captioner == "openai":
+            address = urlsplit(self.base_url)
+            if address.scheme not in ("http", "https") or not address.hostname:
+                raise ValueError(f"base_url: expected http(s)://HOST/..., got {self.base_url!r}")
+            if address.username or address.password or address.query:
+                raise ValueError("base_url: no key belongs here; set $WAMFLOW_CAPTIONING_KEY")
+            if not self.model:
+                raise ValueError("model: expected the endpoint's name of a model, got none")
+        return self
+
+    @property
+    def decoding(self) -> dict[str, Any]:
+        """What a model's replies depend on beside its weights and the question."""
+        names = ("max_new_tokens", "temperature", "seed")
+        return {name: getattr(self, name) for name in names}
 
 
 class People(BaseModel):
@@ -63,8 +120,13 @@ class Report(BaseModel):
 
     captions: int
     levels: dict[str, int]
+    captioners: dict[str, int]
     flagged: int
     flags: dict[str, int]  # what is wrong -> captions
+    fallbacks: dict[str, int]  # why a model's text is missing -> captions that the rule said
+    input_tokens: int  # what a model's texts cost when they were made
+    output_tokens: int
+    cost_usd: float
     action_texts: int  # distinct captions of the action level
     same_actions: dict[str, float]  # task -> share of episodes with its most common row of actions
     usual_actions: dict[str, list[str]]  # task -> that row
@@ -78,112 +140,143 @@ def run(
 
     What people said (`corrections`, a file of `CaptionCorrection`) stands in place of the machine's
     words. Rows are sorted by event and level. DataError when an episode or the events cannot be
-    read, UserError for a malformed correction.
+    read, UserError for a malformed correction or a model that cannot be used, TemporaryError when
+    the model's endpoint does not answer.
     """
     said = overlay.read(corrections, overlay.CaptionCorrection)
     recordings = Episodes(episodes)
-    table = records.read(events / "events.parquet", records.EVENTS)
     by_episode: dict[str, list[Row]] = defaultdict(list)
+    table = records.read(events / "events.parquet", records.EVENTS)
     for row in table.sort_by("start_frame").to_pylist():
         by_episode[row["episode_id"]].append(row)
-    rows: list[Row] = []
-    actions: list[tuple[str, tuple[str, ...]]] = []
-    unplaced = 0
-    for episode_id in sorted(by_episode):
-        episode = recordings[episode_id]
-        words_of_people, strays = corrected.placed(by_episode[episode_id], said.get(episode_id, []))
-        found = caption_rows(episode, by_episode[episode_id], config, words_of_people)
-        rows += found
-        unplaced += strays
-        told = tuple(row["text"] for row in found if row["level"] == "action")
-        actions.append((episode.task, told))
-    rows.sort(key=lambda row: (row["event_id"], words.LEVELS.index(row["level"])))
+    made = captioned(recordings, by_episode, said, config)
+    lines = [row for each in made.values() for row in each.rows]
+    lines.sort(key=lambda row: (row["event_id"], words.LEVELS.index(row["level"])))
     with outputs.whole_folder(captions) as out:
         outputs.write_table(
-            out / "captions.parquet", pa.Table.from_pylist(rows, schema=records.CAPTIONS)
+            out / "captions.parquet", pa.Table.from_pylist(lines, schema=records.CAPTIONS)
         )
-    here = sum(len(each) for episode_id, each in said.items() if episode_id in by_episode)
-    corrections_read = sum(map(len, said.values()))
-    people = People(
-        corrections=corrections_read,
-        captions=sum(row["captioner"] == corrected.PERSON for row in rows),
-        corrections_of_other_episodes=corrections_read - here,
-        unplaced=unplaced,
-        same_texts=corrected.same_share(rows),
-    )
-    return summary(rows, actions, people)
+    tasks = dict(zip(recordings.ids, recordings.manifest["task"].to_pylist(), strict=True))
+    return summary(made, tasks, people(said, by_episode, lines), config)
 
 
-def caption_rows(
-    episode: Episode, events: list[Row], config: Config, said: corrected.Placed | None = None
-) -> list[Row]:
-    """Rows of `records.CAPTIONS` for one episode's `events`, which are in time order.
-
-    `said` is what people said of them (`corrected.placed`).
-    """
-    if events[-1]["end_frame"] != len(episode):
+def captioned(
+    recordings: Episodes, by_episode: dict[str, list[Row]], said: Said, config: Config
+) -> dict[str, Captioned]:
+    """Of each episode its captions; those made before of the same inputs come from the store."""
+    model = model_of(config)
+    template = questions.prompt(config.prompt) if model else ""
+    kept = Shards("captioning", _settings(config, model, template))
+    asked = Asked(model, template, kept) if model else None
+    about = {row["episode_id"]: row for row in recordings.manifest.to_pylist()}
+    if strange := sorted(by_episode.keys() - about.keys()):
         raise DataError(
-            f"events of episode {episode.episode_id}: expected {len(episode)} "
-            f"control steps, its length; got {events[-1]['end_frame']}. Run segmentation again."
+            f"{recordings.root}: no episode {strange[0]}, nor {len(strange) - 1} more that events "
+            "name. Run segmentation again."
         )
-    frame = frame_of(episode.embodiment, config)
-    states = gripper_states([event["kind"] for event in events])
-    facts = [
-        kinematics(episode, event["start_frame"], event["end_frame"], event["kind"], state, frame)
-        for event, state in zip(events, states, strict=True)
-    ]
-    texts = words.captions(episode.task, facts, [event["event_id"] for event in events])
-    task = words.sentence(episode.task)
-    fact_of = {event["event_id"]: fact for event, fact in zip(events, facts, strict=True)}
-
-    def verdict(event_id: str, level: str, text: str) -> str:
-        found = checks(text, level, task, fact_of[event_id], config.longest_words)
-        return json.dumps(found, sort_keys=True)
-
-    rows = [
-        {
-            "event_id": event["event_id"],
-            "level": level,
-            "text": text[level],
-            "captioner": CAPTIONER,
-            "model_digest": RULES,
-            "prompt_digest": TEMPLATES[level],
-            "checks": verdict(event["event_id"], level, text[level]),
-        }
-        for event, text in zip(events, texts, strict=True)
-        for level in words.LEVELS
-    ]
-    return corrected.retold(rows, said or {}, verdict)
+    names = {
+        i: key(
+            i,
+            about[i]["task"],
+            _columns(recordings, about[i]["embodiment"]),
+            of,
+            overlay.lines(said.get(i, [])),
+        )
+        for i, of in sorted(by_episode.items())
+    }
+    recalled = kept.recall(names.values())
+    found = {i: Captioned(**recalled[name]) for i, name in names.items() if name in recalled}
+    left = [i for i in names if i not in found]
+    step = ASKED_AT_ONCE if asked else AT_ONCE
+    for some in (left[at : at + step] for at in range(0, len(left), step)):
+        episodes = [told(recordings[i], by_episode[i], said.get(i, []), config) for i in some]
+        new = dict(zip(some, caption_rows(episodes, config, asked), strict=True))
+        kept.keep({names[i]: asdict(each) for i, each in new.items() if each.whole})
+        found |= new
+        print(f"captioning: {len(found)} of {len(names)} episodes", flush=True)
+    if model and (sent := model.sent()):
+        outputs.write_json(report.folder("captioning") / "requests.json", sent)
+    return {i: found[i] for i in names}
 
 
-def frame_of(embodiment: str, config: Config) -> Frame:
-    """The entry with the longest name that `embodiment` starts with, else `default`."""
-    names = [name for name in config.frames if embodiment.startswith(name)]
-    return config.frames[max(names, key=len) if names else "default"]
+def _columns(recordings: Episodes, embodiment: str) -> tuple[str, list[str], list[str]]:
+    features = recordings.embodiment(embodiment).info["features"]
+    return embodiment, features["observation.state"]["names"], features["action"]["names"]
 
 
-def summary(rows: list[Row], actions: list[tuple[str, tuple[str, ...]]], people: People) -> Report:
-    """Counts for a person; `actions` are the task and the action captions of each episode."""
-    sequences: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
-    for task, said in actions:
-        sequences[task][said] += 1
-    usual = {task: found.most_common(1)[0] for task, found in sorted(sequences.items())}
-    wrong = [[v for v in json.loads(row["checks"]).values() if v != "ok"] for row in rows]
-    return Report(
-        captions=len(rows),
-        levels={level: sum(row["level"] == level for row in rows) for level in words.LEVELS},
-        flagged=sum(bool(found) for found in wrong),
-        flags=dict(sorted(Counter(v for found in wrong for v in found).items())),
-        action_texts=len({row["text"] for row in rows if row["level"] == "action"}),
-        same_actions={t: round(n / sequences[t].total(), 4) for t, (_, n) in usual.items()},
-        usual_actions={task: list(said) for task, (said, _) in usual.items()},
-        people=people,
+def _settings(config: Config, model: Model | None, template: str) -> dict[str, Any]:
+    """What captions depend on beside episodes and events."""
+    names = ["frames", "longest_words"]
+    if model is None:
+        return config.model_dump(mode="json", include=set(names))
+    names += ["captioner", "vlm_levels", "pictures", "picture_px", "asks"]
+    settings = config.model_dump(mode="json", include=set(names))
+    return settings | {"model": model.digest, "decoding": model.decoding, "prompt": template}
+
+
+def model_of(config: Config) -> Model | None:
+    """The model that captions; None for the rules alone. UserError when it cannot be used."""
+    if config.captioner == "transformers":
+        from components.captioning.local_model import LocalModel
+
+        return LocalModel(
+            Path(config.model),
+            config.model_digest,
+            config.device,
+            config.decoding,
+            config.vlm_levels,
+        )
+    if config.captioner == "openai":
+        from components.captioning.endpoint import Endpoint, Limits
+
+        limits = Limits(
+            config.concurrent, config.tries, config.timeout_s, config.requests_per_minute
+        )
+        return Endpoint(config.base_url, config.model, config.decoding, config.vlm_levels, limits)
+    return None
+
+
+def people(said: Said, by_episode: dict[str, list[Row]], lines: list[Row]) -> People:
+    """What became of what people said."""
+    here = {i: each for i, each in said.items() if i in by_episode}
+    corrections = sum(map(len, said.values()))
+    return People(
+        corrections=corrections,
+        captions=sum(row["captioner"] == corrected.PERSON for row in lines),
+        corrections_of_other_episodes=corrections - sum(map(len, here.values())),
+        unplaced=sum(corrected.placed(by_episode[i], each)[1] for i, each in here.items()),
+        same_texts=corrected.same_share(lines),
     )
 
 
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-RULES = _digest("".join(Path(str(m.__file__)).read_text() for m in (kinematics_rules, words)))
-TEMPLATES = {level: _digest("\n".join(texts)) for level, texts in words.TEMPLATES.items()}
+def summary(
+    made: dict[str, Captioned], tasks: dict[str, str], said: People, config: Config
+) -> Report:
+    """Counts for a person; `made` are the captions of each episode, `tasks` its sentence."""
+    sequences: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    for episode_id, each in made.items():
+        actions = tuple(row["text"] for row in each.rows if row["level"] == "action")
+        sequences[tasks[episode_id]][actions] += 1
+    usual = {task: found.most_common(1)[0] for task, found in sorted(sequences.items())}
+    lines = [row for each in made.values() for row in each.rows]
+    verdicts = [json.loads(row["checks"]) for row in lines]
+    fallbacks = Counter(v.pop("fallback") for v in verdicts if "fallback" in v)
+    wrong = [[v for v in each.values() if v != "ok"] for each in verdicts]
+    tokens = [sum(each.input_tokens for each in made.values())]
+    tokens += [sum(each.output_tokens for each in made.values())]
+    cost = tokens[0] * config.input_usd_per_million + tokens[1] * config.output_usd_per_million
+    return Report(
+        captions=len(lines),
+        levels={level: sum(r["level"] == level for r in lines) for level in words.LEVELS},
+        captioners=dict(sorted(Counter(row["captioner"] for row in lines).items())),
+        flagged=sum(bool(each) for each in wrong),
+        flags=dict(sorted(Counter(v for each in wrong for v in each).items())),
+        fallbacks=dict(sorted(fallbacks.items())),
+        input_tokens=tokens[0],
+        output_tokens=tokens[1],
+        cost_usd=round(cost / 1e6, 6),
+        action_texts=len({row["text"] for row in lines if row["level"] == "action"}),
+        same_actions={t: round(n / sequences[t].total(), 4) for t, (_, n) in usual.items()},
+        usual_actions={task: list(actions) for task, (actions, _) in usual.items()},
+        people=said,
+    )
