@@ -90,6 +90,7 @@ EXPOSURE = pa.schema(
         "draws": pa.int64(),  # draws that training really made
     }
 )
+SKIPPED_DRAWS = pa.field("skipped_draws", pa.int64())  # of an EXPOSURE: made, but changed no weight
 TRIALS = pa.schema(
     {
         "trial": pa.int64(),  # position in the interleaved list

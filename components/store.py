@@ -89,6 +89,16 @@ def upload(source: Path, uri: str) -> list[str]:
     return names
 
 
+def remove(uri: str) -> None:
+    """Delete all objects below `s3://bucket/prefix/`. Errors as in `list_objects`."""
+    bucket, prefix = _split(uri)
+    names = [f"{prefix}/{o['path']}" for o in list_objects(uri)]
+    with _answered(uri):
+        for first in range(0, len(names), 1000):  # the most that one request may name
+            keys = [{"Key": name} for name in names[first : first + 1000]]
+            _client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
+
+
 def inside(folder: Path, path: str, uri: str) -> Path:
     """Where a listed object lies in a folder. DataError when its name would leave the folder."""
     parts = path.split("/")

@@ -75,16 +75,15 @@ def _segmentation(worktree: Path, png: Path) -> None:
 
 def _pretraining(worktree: Path, png: Path) -> None:
     """Each loss at each step."""
-    import pyarrow.parquet as pq
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from pyarrow import csv
 
-    losses = pq.read_table(worktree / "data/checkpoint/losses.parquet").to_pydict()
-    steps, _ = losses.pop("step"), losses.pop("gradient_norm")
+    curve = csv.read_csv(worktree / "data/checkpoint/curve.csv").to_pydict()
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
-    for name, values in losses.items():
-        axes.plot(steps, values, label=name, linewidth=0.8)
+    for name in ("loss", "action", "video", "left"):
+        axes.plot(curve["step"], curve[name], label=name, linewidth=0.8)
     axes.legend()
     FigureCanvasAgg(figure)
     figure.savefig(png)

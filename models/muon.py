@@ -5,7 +5,8 @@ n)) O. Embeddings, heads, norms, biases, patch and time projections go to AdamW.
 
 Under plain data parallel each matrix has an owner rank: gradients are reduced to it, it keeps the
 momentum, orthogonalises once and sends the update, while it works on its next matrices (the scheme
-of "Muon is scalable" and DMuon, over whole matrices).
+of "Muon is scalable" and DMuon, over whole matrices). Under FSDP2 the owner gathers the rows of the
+gradient instead, and every rank applies its rows of the update; the rest is the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from models.newton_schulz import orthogonalise
 from models.owners import Bundle, bundles, owners, turns
+from models.row_shards import are_sharded, local, rows, send_to_owner, whole
 
 
 def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
@@ -74,6 +76,9 @@ class Muon(torch.optim.Optimizer):
         costs = [bundle.flops for bundle in self.bundles]
         self.owner = owners(costs, self.world_size)
         self._turns = turns(costs, self.owner, self.world_size)
+        self.sharded = are_sharded(self.matrices)
+        self._whole: dict[int, Tensor] = {}  # gradients of sharded matrices, at their owners
+        self.update_norm = torch.zeros(())  # of the last step, without weight decay
 
     def owned(self) -> list[nn.Parameter]:
         """The parameters whose momentum this rank keeps and whose update it computes."""
@@ -96,9 +101,9 @@ class Muon(torch.optim.Optimizer):
     def reduce_gradients(self) -> None:
         """Average gradients over ranks, each at its owner; the other ranks' ones are freed.
 
-        Not needed where gradients are averages already, as under DistributedDataParallel.
+        Not needed where gradients are averages already, as under DistributedDataParallel and FSDP2.
         """
-        if self.world_size == 1:
+        if self.world_size == 1 or self.sharded:
             return
         sums = [torch.cat([self._gradient(i).flatten() for i in b.members]) for b in self.bundles]
         works = [
@@ -116,12 +121,29 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update of all matrices; only the owners' gradients are read."""
+        if self.sharded:
+            self._gather_gradients()
+        self.update_norm = torch.zeros((), device=self.matrices[0].device)
         before: list[tuple[Bundle, Tensor, dist.Work | None]] = []
         for turn in self._turns:
             sent = [(self.bundles[index], *self._update(index)) for index in turn]
             self._apply(before)  # while the updates of this turn are on their way
             before = sent
         self._apply(before)
+        self._whole.clear()
+        self.update_norm = self.update_norm.sqrt()
+
+    def _gather_gradients(self) -> None:
+        """The rows of every gradient at its matrix's owner."""
+        shapes = [[self.matrices[i].shape for i in bundle.members] for bundle in self.bundles]
+        sent = [
+            send_to_owner([local(self._gradient(i)) for i in b.members], of, owner, self.group)
+            for b, of, owner in zip(self.bundles, shapes, self.owner, strict=True)
+        ]
+        for bundle, of, (received, work) in zip(self.bundles, shapes, sent, strict=True):
+            _wait(work)
+            if received is not None:
+                self._whole |= dict(zip(bundle.members, whole(received, of), strict=True))
 
     def _update(self, index: int) -> tuple[Tensor, dist.Work | None]:
         """(N, m, n) of one bundle, here or from its owner; not there before its work is done."""
@@ -130,7 +152,7 @@ class Muon(torch.optim.Optimizer):
             update = orthogonalise(self._look_ahead(bundle), self.precision)
         else:
             size = (len(bundle.members), *bundle.shape)
-            update = self.matrices[0].new_empty(size, dtype=self.precision)
+            update = torch.empty(size, dtype=self.precision, device=self.matrices[0].device)
         if self.world_size == 1:
             return update, None
         update = update.contiguous()
@@ -142,15 +164,19 @@ class Muon(torch.optim.Optimizer):
             if work is not None:
                 _wait(work)
             matrices: list[Tensor] = [self.matrices[index] for index in bundle.members]
-            torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_mul_(list(map(local, matrices)), 1 - group["lr"] * group["weight_decay"])
             scale = 0.2 * max(bundle.shape) ** 0.5 * group["lr"]
+            self.update_norm += (update.float().norm() * scale) ** 2
             for matrix, piece in zip(matrices, update, strict=True):
-                matrix.add_(_wide(piece, matrix), alpha=-scale)
+                turned = _wide(piece, matrix)
+                if self.sharded:
+                    turned = turned[rows(matrix.shape[0], self.rank, self.world_size)]
+                local(matrix).add_(turned, alpha=-scale)
 
     def _look_ahead(self, bundle: Bundle) -> Tensor:
         """Nesterov's gradients (N, m, n) of a bundle; the momentum is an exponential average."""
         keep = self.param_groups[0]["momentum"]
-        gradients = [self._gradient(index) for index in bundle.members]
+        gradients = [self._whole.get(i, self._gradient(i)) for i in bundle.members]
         momenta = [self._momentum(index) for index in bundle.members]
         torch._foreach_lerp_(momenta, gradients, 1 - keep)
         ahead = torch._foreach_lerp(gradients, momenta, keep)
@@ -166,34 +192,21 @@ class Muon(torch.optim.Optimizer):
         return gradient
 
     def _momentum(self, index: int) -> Tensor:
-        state = self.state[self.matrices[index]]
+        matrix = self.matrices[index]
+        state = self.state[matrix]
         if "momentum" not in state:
-            state["momentum"] = torch.zeros_like(self.matrices[index])
+            state["momentum"] = torch.zeros(matrix.shape, dtype=matrix.dtype, device=matrix.device)
         momentum: Tensor = state["momentum"]
         return momentum
 
-    def momenta(self) -> list[Tensor] | None:
-        """All momenta in the order of the parameters, on rank 0; None elsewhere. All must call."""
-        gathered: dict[int, Tensor] = {}
-        for bundle, owner in zip(self.bundles, self.owner, strict=True):
-            for index in bundle.members:
-                momentum = self._momentum(index) if owner == self.rank else None
-                if self.rank == 0:
-                    if momentum is None:
-                        momentum = torch.empty_like(self.matrices[index])
-                        dist.recv(momentum, group_src=owner, group=self.group)
-                    gathered[index] = momentum
-                elif momentum is not None:
-                    dist.send(momentum, group_dst=0, group=self.group)
-        return [gathered[index] for index in range(len(self.matrices))] if self.rank == 0 else None
+    def momenta(self) -> dict[int, Tensor]:
+        """The momenta that this rank keeps, whole, by index of their matrix; not copies.
 
-    def load_momenta(self, momenta: Sequence[Tensor]) -> None:
-        """The inverse of `momenta` at any number of ranks; each keeps what it owns."""
-        self.state.clear()
-        mine = {id(matrix) for matrix in self.owned()}
-        for matrix, momentum in zip(self.matrices, momenta, strict=True):
-            if id(matrix) in mine:
-                self.state[matrix]["momentum"] = momentum.to(matrix, copy=True)
+        All ranks' together are the optimizer's state: to be saved and, at any number of ranks,
+        copied back in place.
+        """
+        mine = [b for b, owner in zip(self.bundles, self.owner, strict=True) if owner == self.rank]
+        return {index: self._momentum(index) for bundle in mine for index in bundle.members}
 
 
 def _wide(matrix: Tensor, like: Tensor) -> Tensor:

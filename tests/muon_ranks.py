@@ -49,7 +49,8 @@ def stepped(
     if resume is not None:
         state = torch.load(resume, weights_only=True)
         first = state["step"]
-        muon.load_momenta(state["momenta"])
+        for index, momentum in muon.momenta().items():
+            momentum.copy_(state["momenta"][index])
         with torch.no_grad():
             for parameter, value in zip(parameters, state["parameters"], strict=True):
                 parameter.copy_(value)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,108 +19,24 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from components import lerobot, records
-from components.encoding import encode
-from components.errors import DataError, OutOfSpaceError, UserError
+from components import records
+from components.errors import DataError, UserError
 from components.normalisation import Normalisation, quantiles
 from components.outputs import sha256, sha256_folder, write_json
 from components.params import section
-from components.pretraining import checkpoints, stage, view
+from components.pretraining import stage, view
 from components.pretraining.event_plans import event_plans
+from components.pretraining.training import noise_seed
 from components.pretraining.windows import Windows
-from components.pretraining.worker import noise_seed
-from tests.made_episodes import arm, through
+from tests.made_episodes import arm
+from tests.made_training import BATCH, CONFIG, EPISODES, STEPS, VALUES, write
 
 ROOT = Path(__file__).parents[1]
-EPISODES, FRAMES, STEPS, BATCH = 5, 40, 24, 8
-VALUES = {
-    "model": {
-        "width": 32, "depth": 2, "heads": 2, "key_px": 24, "key_patch_px": 12, "future_px": 12,
-        "future_patch_px": 6, "future_frames": 2, "action_patch_steps": 4, "max_steps": 20,
-        "action_samples": 2, "anchor_probability": 0.5,
-    },
-    "processes": 2, "device": "cpu", "batch_size": BATCH, "seed": 3, "muon_lr": 0.002,
-    "adamw_lr": 0.001, "momentum": 0.9, "weight_decay": 0.01, "warmup": 0.1, "cooldown": 0.3,
-    "clip_norm": 1.0, "ema": 0.9, "start_anchors": 0.2, "caption_drop_short": 0.9,
-    "caption_drop_long": 0.1, "denoise_steps": 2, "checkpoint_every": 5,
-}  # fmt: skip
-CONFIG = stage.Config.model_validate(VALUES)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Episodes with pictures of a moving bar, two events each, captions and a receipt."""
-    root = tmp_path_factory.mktemp("data")
-    made = []
-    for index in range(EPISODES):
-        shift = 0.02 * index
-        path = through([(0, 0, 0), (0.1 + shift, 0, 0), (0.1, 0.2, 0)], [0.25, 0.25], 80.0)[:FRAMES]
-        episode = arm(path, episode_id=f"{index:020d}")
-        frames = [np.full((24, 24, 3), 30, np.uint8) for _ in range(FRAMES)]
-        for t, frame in enumerate(frames):
-            frame[:, (t + index) % 20 : (t + index) % 20 + 4] = 220
-        video = root / f"{index}.mp4"
-        encode(video, frames, 80.0)
-        velocity = np.gradient(path, axis=0).astype(np.float32) * 50
-        action = np.column_stack([velocity, np.full(FRAMES, -1, np.float32)])
-        made.append(
-            lerobot.Recording(
-                episode.task, episode.timestamps_s, episode.state, action,
-                {"observation.images.top": video},
-            )
-        )  # fmt: skip
-    folder = root / "episodes" / "arm"
-    folder.mkdir(parents=True)
-    names = episode.state_names, episode.action_names
-    lerobot.write(
-        folder, made, robot_type="arm", fps=80.0, state_names=names[0], action_names=names[1]
-    )
-    _tables(root)
-    return root
-
-
-def _tables(root: Path) -> None:
-    ids = [f"{index:020d}" for index in range(EPISODES)]
-    manifest = [
-        {
-            "episode_id": e, "source": "s", "source_uri": "s", "source_version": "v",
-            "embodiment": "arm", "episode_index": i, "task": "open the door", "n_frames": FRAMES,
-            "duration_s": (FRAMES - 1) / 80, "fps": 80.0, "operator": "", "origins": ["s"],
-        }
-        for i, e in enumerate(ids)
-    ]  # fmt: skip
-    records.write(
-        root / "episodes/manifest.parquet", manifest, records.MANIFEST, sort_by="episode_id"
-    )
-    plan, captions = [], []
-    for index, episode in enumerate(ids):
-        for start, end, text in ((0, 20, "open the door: reach"), (20, 40, "open the door: pull")):
-            event = records.event_id(episode, start / 80, end / 80)
-            held_out = index == EPISODES - 1
-            plan.append(
-                {
-                    "event_id": event, "episode_id": episode, "weight": 0.0 if held_out else 0.125,
-                    "draws": 0 if held_out else STEPS * BATCH // 8,
-                    "split": "validation" if held_out else "train",
-                    "start_s": start / 80, "end_s": end / 80, "start_frame": start,
-                    "end_frame": end, "joint_cluster": 0, "action_cluster": 0,
-                }
-            )  # fmt: skip
-            captions.append(
-                {
-                    "event_id": event, "level": "action", "text": text, "captioner": "test",
-                    "model_digest": "", "prompt_digest": "", "checks": "{}",
-                }
-            )  # fmt: skip
-    schema = records.PLAN
-    for name in ("start_s", "end_s", "start_frame", "end_frame", "joint_cluster", "action_cluster"):
-        if name not in schema.names:
-            schema = schema.append(records.EVENTS.field(name) if name in records.EVENTS.names
-                                   else records.CLUSTERS.field(name))  # fmt: skip
-    records.write(root / "plan/plan.parquet", plan, schema, sort_by="event_id")
-    records.write(root / "captions/captions.parquet", captions, records.CAPTIONS, "event_id")
-    digest = sha256(root / "plan/plan.parquet")
-    write_json(root / "plan/receipt.json", {"plan_sha256": digest, "seed": 11})
+    return write(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -256,43 +171,6 @@ def test_every_step_of_every_rank_has_noise_of_its_own() -> None:
     assert len(set(seeds)) == len(seeds)
     for seed in seeds:
         torch.Generator().manual_seed(seed)
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 256 KB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk can be mounted by root only")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
-
-
-def test_a_full_disk_is_said_and_leaves_no_checkpoint(small_disk: Path) -> None:
-    with pytest.raises(OutOfSpaceError, match="no space left on the disk"):
-        checkpoints.save(small_disk / "key", 1, {"x": torch.zeros(100_000)})
-    assert list((small_disk / "key").iterdir()) == []
-    with pytest.raises(OSError, match="No space left"):
-        view.allocate(small_disk / "frames", 1_000_000)
-
-
-def test_unmarked_and_damaged_checkpoints_are_passed_over(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert checkpoints.latest(tmp_path) is None
-    for step in (1, 2, 3):
-        checkpoints.save(tmp_path, step, {"x": torch.full((4,), float(step))})
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000002", "00000003"]
-    (tmp_path / "00000004").mkdir()
-    torch_file = tmp_path / "00000003" / "state.safetensors"
-    torch_file.write_bytes(torch_file.read_bytes()[:-1] + b"\xff")
-    found = checkpoints.latest(tmp_path)
-    assert found is not None
-    assert found[0] == 2 and found[1]["x"].tolist() == [2.0] * 4
-    said = capsys.readouterr().out
-    assert "00000004 has no commit marker" in said and "00000003 is damaged" in said
 
 
 def test_normalisation_is_the_quantile_range_and_its_inverse() -> None:

@@ -1,9 +1,11 @@
-"""Checkpoints of a training in progress: safetensors, no pickle, complete or not there.
+"""States of a training in progress: sharded safetensors, whole or not there, no pickle.
 
-`<store>/<key>/<step>/` holds `state.safetensors` and, written last, `commit.json` with its digest.
-A folder without its marker, or whose digest does not fit, is passed over for the one before. The
-store lies outside the stage's outputs (DVC deletes those before a rerun): `WAMFLOW_STORE`, or
-`.wamflow`.
+`<store>/<key>/<step>/` holds one shard of each rank, written by torch.distributed.checkpoint's
+safetensors writer while training goes on (`saver.py`), and, last, `commit.json` with the digests of
+all shards.
+A folder without its marker, or with a shard whose digest differs, is passed over for the one
+before. The store lies outside the stage's outputs (DVC deletes those before a rerun):
+`WAMFLOW_STORE`, or `.wamflow`; `mirror.py` keeps a copy in S3 where that is asked for.
 """
 
 from __future__ import annotations
@@ -14,14 +16,14 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from components.outputs import sha256, whole_folder, write_json
+from components.outputs import sha256
+from components.pretraining import mirror
 
-KEPT = 2
+MARKER = "commit.json"
 
 
 def store(key: str) -> Path:
@@ -58,34 +60,41 @@ def scratch(key: str) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def save(folder: Path, step: int, state: dict[str, Tensor]) -> None:
-    """Save the state after `step` steps; older checkpoints but the last KEPT are removed."""
-    with whole_folder(folder / f"{step:08d}") as out:
-        save_file(state, out / "state.safetensors")
-        write_json(out / "commit.json", {"step": step, "sha256": sha256(out / "state.safetensors")})
-    for old in _steps(folder)[:-KEPT]:
-        shutil.rmtree(old)
-
-
 def forget(key: str) -> None:
     """Remove a training's checkpoints; to be called when its results are safe."""
     shutil.rmtree(store(key), ignore_errors=True)
+    mirror.remove(key)
 
 
-def latest(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
-    """(steps done, state) of the newest whole checkpoint; None when there is none."""
-    for path in reversed(_steps(folder)):
-        marker = path / "commit.json"
-        if not marker.is_file():
-            print(f"checkpoint {path.name} has no commit marker; passed over")
-            continue
-        commit, state = json.loads(marker.read_text()), path / "state.safetensors"
-        if not state.is_file() or sha256(state) != commit["sha256"]:
-            print(f"checkpoint {path.name} is damaged (its digest differs); passed over")
-            continue
-        return int(commit["step"]), load_file(state)
+def latest(folder: Path) -> int | None:
+    """Steps done in the newest whole checkpoint; None when there is none. Says what it passes."""
+    for path in reversed(steps(folder)):
+        if (marker := commit(path)) is None:
+            print(f"checkpoint {path.name} has no commit marker; passed over", flush=True)
+        elif wrong := [n for n, digest in marker["shards"].items() if _digest(path / n) != digest]:
+            print(
+                f"checkpoint {path.name} is damaged (the digest of {wrong[0]} differs); "
+                "passed over",
+                flush=True,
+            )
+        else:
+            return int(marker["step"])
     return None
 
 
-def _steps(folder: Path) -> list[Path]:
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints of one training, the oldest first, whole or not."""
     return sorted(p for p in folder.glob("[0-9]*") if p.is_dir()) if folder.is_dir() else []
+
+
+def commit(path: Path) -> dict[str, Any] | None:
+    """What the marker of a checkpoint says; None without one."""
+    try:
+        marker: dict[str, Any] = json.loads((path / MARKER).read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    return marker
+
+
+def _digest(path: Path) -> str:
+    return sha256(path) if path.is_file() else ""

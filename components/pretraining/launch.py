@@ -6,6 +6,7 @@ from `PET_*` variables, which the pod manifest sets.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -21,6 +22,8 @@ from components.outputs import sha256
 from components.pretraining.stage import Config
 
 CODE = Path(__file__).parents[2]
+NO_MATTER = {"checkpoint_every", "keep_checkpoints", "timeout_s"}  # to what is computed
+PR_SET_PDEATHSIG = 1
 
 
 def is_first_node() -> bool:
@@ -34,7 +37,7 @@ def state_key(captions: Path, plan: Path, episodes: Path, config: Config) -> str
         "plan": sha256(plan / "plan.parquet"),
         "captions": sha256(captions / "captions.parquet"),
         "episodes": sha256(episodes / "manifest.parquet"),
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude=NO_MATTER),
         "code": [
             hashlib.sha256(path.read_bytes()).hexdigest()
             for folder in ("models", "components/pretraining", "components")
@@ -64,10 +67,17 @@ def torchrun(view: Path, key: str, out: Path | None, config: Config) -> None:
                 folder,
             ],
             env=_environment(failure),
+            preexec_fn=die_with_parent,  # noqa: PLW1509  two trainings must not share a store
         )
         _wait(worker)
         if worker.returncode:
             raise _failure(failure, worker.returncode)
+
+
+def die_with_parent() -> None:
+    """This process is killed as soon as the one that started it is gone, however that happened."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 
 def _world(config: Config) -> list[str]:
@@ -101,8 +111,9 @@ def _wait(worker: subprocess.Popen[bytes]) -> None:
 
 def _failure(path: Path, code: int) -> errors.WamflowError:
     if not path.exists():
-        return errors.WamflowError(
-            f"pretraining: torchrun ended with {code} and no worker said why; see the log above."
+        return errors.TemporaryError(
+            f"pretraining: torchrun ended with {code} and no worker said why, so they were killed "
+            "(memory, or by hand); see the log above. Run again to go on from the last state."
         )
     failure = json.loads(path.read_text())
     kinds = {kind.__name__: kind for kind in errors.WamflowError.__subclasses__()}

@@ -1,86 +1,37 @@
-"""What training leaves behind: its log, the checkpoint folder and the report."""
+"""What training leaves behind: the checkpoint folder and the report."""
 
 from __future__ import annotations
 
-import time
+import csv
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
-from components import records, report, tracking
-from components.outputs import write_json, write_table
+from components import records
+from components.outputs import write_json
+from components.pretraining import placement
 from components.pretraining.stage import Report
-from models.muon import describe, split
-
-if TYPE_CHECKING:
-    from components.pretraining.worker import Training
-
-TERMS = ("loss", "action", "video", "left", "gradient_norm")
+from components.pretraining.training import CURVE, SKIPPED, Training
+from models.muon import split
 
 
-class Log:
-    """Progress of rank 0: a rate-limited line, and wandb in the report. Other ranks are silent."""
+def write(training: Training, out: Path | None) -> None:
+    """The checkpoint folder: averaged weights, resolved configuration, receipt, curve, report.
 
-    def __init__(self, training: Training, start: int) -> None:
-        self.training, self.start = training, start
-        self.began = self.last_line = time.monotonic()
-        self.run: tracking.Run | None = None
-
-    def __enter__(self) -> Log:
-        if self.training.rank == 0:
-            print(
-                f"pretraining: {self.training.windows.steps} steps from step {self.start}; "
-                f"{describe(self.training.model)}; {self.training.muon.shares()}",
-                flush=True,
-            )
-            self.run = tracking.start(
-                "wamflow",
-                "pretraining",
-                self.training.config.model_dump(),
-                report.folder("pretraining"),
-            )
-        return self
-
-    def after(self, step: int) -> None:
-        """Log one step; a line every 10 seconds and at the end."""
-        if self.run is None:
-            return
-        terms = dict(zip(TERMS, self.training.curve[step].tolist(), strict=True))
-        self.run.log(terms, step=step)
-        now, steps = time.monotonic(), self.training.windows.steps
-        if now - self.last_line > 10 or step + 1 == steps:
-            self.last_line = now
-            rate = (step + 1 - self.start) / (now - self.began)
-            print(
-                f"step {step + 1}/{steps} loss {terms['loss']:.4f} action {terms['action']:.4f} "
-                f"video {terms['video']:.4f} {rate:.2f} steps/s", flush=True
-            )  # fmt: skip
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        if self.run is not None:
-            self.run.finish()
-            write_json(
-                report.folder("pretraining") / "speed.json",
-                {"seconds": time.monotonic() - self.began, "from_step": self.start},
-            )
+    All ranks must call, since a sharded model is whole on none of them; only rank 0 writes.
+    """
+    weights = {n: placement.full(t).contiguous().cpu() for n, t in training.average.items()}
+    validation = _validation(training)
+    if training.rank == 0 and out is not None:
+        save_file(weights, out / "model.safetensors")
+        _write(training, validation, out)
 
 
-def write(training: Training, out: Path) -> None:
-    """The checkpoint folder: averaged weights, resolved configuration, receipt, curve, report."""
+def _write(training: Training, validation: float | None, out: Path) -> None:
     info, config = training.windows.info, training.config
-    save_file(
-        {n: t.contiguous().cpu() for n, t in training.average.items()}, out / "model.safetensors"
-    )
     write_json(
         out / "config.json",
         {
@@ -93,40 +44,46 @@ def write(training: Training, out: Path) -> None:
     )
     write_json(out / "normalisation.json", info["normalisation"])
     write_json(out / "event_plans.json", info["event_plans"])
-    drawn = training.exposure.numpy()
+    drawn = training.drawn.numpy()
     _write_exposure(out / "exposure.parquet", info, training.windows.arrays["event_draws"], drawn)
+    _write_clusters(out / "clusters.csv", training)
     write_json(
         out / "receipt.json",
         {
             "plan_sha256": info["receipt"]["plan_sha256"],
             "planned_draws": int(training.windows.arrays["event_draws"].sum()),
-            "draws": int(drawn.sum()),
+            "draws": int(drawn[0].sum()),
+            "skipped_draws": int(drawn[1].sum()),
             "steps": training.windows.steps,
+            "skipped_steps": int(training.curve[:, SKIPPED].sum()),
             "batch_size": config.batch_size,
             "world_size": training.world_size,
             "device": config.device,
         },
     )
     curve = training.curve.numpy()
-    columns: dict[str, Any] = {"step": np.arange(len(curve))}
-    columns |= {name: curve[:, i] for i, name in enumerate(TERMS)}
-    write_table(out / "losses.parquet", pa.table(columns))
-    (out / "report.json").write_text(_report(training, curve).model_dump_json())
+    numbers = [[f"{value:.7g}" for value in row] for row in curve.tolist()]
+    _write_csv(out / "curve.csv", ("step", *CURVE), list(enumerate(numbers)))
+    report = _report(training, curve, validation)
+    (out / "report.json").write_text(report.model_dump_json())
 
 
-def _report(training: Training, curve: np.ndarray) -> Report:
-    part = max(1, len(curve) // 20)
+def _report(training: Training, curve: np.ndarray, validation: float | None) -> Report:
+    good = curve[curve[:, SKIPPED] == 0]
+    part = max(1, len(good) // 20)
     hidden, rest = split(training.model)
     return Report(
         steps=len(curve),
-        draws=int(training.exposure.sum()),
+        skipped_steps=len(curve) - len(good),
+        draws=int(training.drawn[0].sum()),
         parameters=sum(p.numel() for p in (*hidden.values(), *rest.values())),
         muon_parameters=sum(p.numel() for p in hidden.values()),
-        loss_first=float(curve[:part, 0].mean()),
-        loss_last=float(curve[-part:, 0].mean()),
-        action_loss_first=float(curve[:part, 1].mean()),
-        action_loss_last=float(curve[-part:, 1].mean()),
-        validation_action_loss=_validation(training),
+        loss_first=float(good[:part, 0].mean()),
+        loss_last=float(good[-part:, 0].mean()),
+        action_loss_first=float(good[:part, 1].mean()),
+        action_loss_last=float(good[-part:, 1].mean()),
+        validation_action_loss=validation,
+        packing_efficiency=float(good[:, CURVE.index("packing")].mean()),
         plan_sha256=training.windows.info["receipt"]["plan_sha256"],
     )
 
@@ -137,7 +94,8 @@ def _validation(training: Training) -> float | None:
     batch = training.windows.validation()
     if batch is None:
         return None
-    training.model.load_state_dict(training.average)
+    for name, parameter in training.model.named_parameters():
+        parameter.copy_(training.average[name])
     random = torch.Generator().manual_seed(training.config.seed)
     return float(training.model.losses(batch.to(training.device), random).action)
 
@@ -151,10 +109,36 @@ def _text_encoder() -> dict[str, str]:
 def _write_exposure(
     path: Path, info: dict[str, Any], planned: np.ndarray, drawn: np.ndarray
 ) -> None:
+    """Draws that moved the weights, and those of skipped steps, which did not."""
     rows: list[dict[str, object]] = [
-        {"event_id": event, "episode_id": episode, "planned_draws": int(p), "draws": int(d)}
-        for event, episode, p, d in zip(
-            info["event_ids"], info["episode_ids"], planned, drawn, strict=True
+        {
+            "event_id": event, "episode_id": episode,
+            "planned_draws": int(p), "draws": int(d), "skipped_draws": int(s),
+        }
+        for event, episode, p, d, s in zip(
+            info["event_ids"], info["episode_ids"], planned, *drawn, strict=True
         )
+    ]  # fmt: skip
+    schema = records.EXPOSURE.append(records.SKIPPED_DRAWS)
+    records.write(path, rows, schema, sort_by="event_id")
+
+
+def _write_clusters(path: Path, training: Training) -> None:
+    """Draws of each joint cluster, where the plan names clusters."""
+    of = training.windows.arrays.get("event_cluster")
+    if of is None:
+        return
+    planned = np.bincount(of, training.windows.arrays["event_draws"]).astype(int)
+    drawn = np.bincount(of, training.drawn[0].numpy()).astype(int)
+    rows = [
+        (c, (p, d)) for c, (p, d) in enumerate(zip(planned.tolist(), drawn.tolist(), strict=True))
     ]
-    records.write(path, rows, records.EXPOSURE, sort_by="event_id")
+    _write_csv(path, ("cluster", "planned_draws", "draws"), rows)
+
+
+def _write_csv(path: Path, names: tuple[str, ...], rows: list[tuple[int, Any]]) -> None:
+    """Rows (number, values): what `dvc plots` draws."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows((number, *values) for number, values in rows)

@@ -1,9 +1,9 @@
 """Pretraining: follows the sampling receipt and trains a World Action Model with Muon.
 
 `run` prepares what all ranks share (decoded frames, signals, caption features), then starts
-`config.processes` workers (`worker.py`) with torchrun, or takes this pod's place in a gang where
-`PET_*` variables describe one. The workers keep their checkpoints in a store outside the outputs,
-so a killed or stopped training goes on where it was.
+`config.processes` workers (`worker.py`, `loop.py`) with torchrun, or takes this pod's place in a
+gang where `PET_*` variables describe one. The workers keep their checkpoints in a store outside the
+outputs, so a killed or stopped training goes on where it was.
 """
 
 from __future__ import annotations
@@ -68,17 +68,48 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     adamw_lr: float = Field(gt=0, description="Peak learning rate of all other parameters.")
     momentum: float = Field(ge=0, lt=1, description="Muon's momentum.")
     weight_decay: float = Field(ge=0, description="Decoupled, for hidden matrices.")
+    schedule: Literal["wsd", "cosine"] = Field(
+        description="Of both rates: stable and a cooldown at the end, or a cosine after the warmup."
+    )
     warmup: float = Field(ge=0, le=1, description="Share of steps in which the rate rises.")
-    cooldown: float = Field(ge=0, le=1, description="Share of steps in which the rate falls to 0.")
+    cooldown: float = Field(
+        ge=0,
+        le=1,
+        description="Share of steps in which WSD's rate falls to 0; no part of a cosine.",
+    )
     clip_norm: float = Field(gt=0, description="Largest norm of the gradient.")
     ema: float = Field(ge=0, lt=1, description="Decay of the averaged weights that are kept.")
+    precision: Literal["float32", "bfloat16"] = Field(
+        description="Of forward and backward passes (autocast); weights and states are float32."
+    )
+    parallel: Literal["replicated", "sharded"] = Field(
+        description="Whether each worker holds the whole model, or a part of it (FSDP2)."
+    )
+    recompute: bool = Field(
+        description="Recompute the blocks' activations in the backward pass: memory for time."
+    )
+    compile: bool = Field(description="torch.compile of every block.")
+    bad_step: Literal["stop", "skip"] = Field(
+        description="At a step with NaN or a loss spike: end the training, or change nothing."
+    )
+    spike_factor: float = Field(
+        gt=1, description="A loss above this many times the median of the last 64 is a spike."
+    )
     start_anchors: float = Field(
         ge=0, le=1, description="Share of windows that begin where their event begins."
     )
     caption_drop_short: float = Field(ge=0, le=1, description="Caption drop of the shortest event.")
     caption_drop_long: float = Field(ge=0, le=1, description="Caption drop of the longest event.")
     denoise_steps: int = Field(ge=1, description="Euler steps of the action when acting.")
-    checkpoint_every: int = Field(ge=1, description="Steps between checkpoints.")
+    checkpoint_every: int = Field(
+        ge=1,
+        description="Most steps that a kill can cost. A state is written every half of it, while "
+        "training goes on; 1 waits for each.",
+    )
+    keep_checkpoints: int = Field(ge=1, description="States that are kept while training.")
+    timeout_s: float = Field(
+        gt=0, description="Longest wait for a batch, a state's writing or another worker, seconds."
+    )
 
     @model_validator(mode="after")
     def _workers_share_evenly(self) -> Config:
@@ -94,6 +125,7 @@ class Report(BaseModel):
     """What training did."""
 
     steps: int
+    skipped_steps: int = Field(description="Bad steps that changed nothing.")
     draws: int
     parameters: int
     muon_parameters: int
@@ -102,6 +134,7 @@ class Report(BaseModel):
     action_loss_first: float
     action_loss_last: float
     validation_action_loss: float | None = Field(description="On held-out episodes; none without.")
+    packing_efficiency: float = Field(description="Control steps in a batch that are no padding.")
     plan_sha256: str
 
 
@@ -113,10 +146,11 @@ def run(
     Errors: DataError for a receipt that does not fit the tables, DivergedError for NaN,
     StoppedError after SIGTERM (state saved). Ranks other than node 0 return None and write nothing.
     """
-    from components.pretraining import checkpoints, launch, view
+    from components.pretraining import checkpoints, launch, mirror, view
 
     key = launch.state_key(captions, plan, episodes, config)
     with checkpoints.alone(key), checkpoints.scratch(key) as scratch:
+        mirror.fetch(key, checkpoints.store(key))
         view.build(episodes, captions, plan, scratch, config)
         if not launch.is_first_node():
             launch.torchrun(scratch, key, None, config)

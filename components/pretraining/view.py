@@ -71,6 +71,8 @@ def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Conf
         "event_validation": pc.equal(table["split"], "validation").to_numpy(zero_copy_only=False),
         "text": features,
     }
+    if "joint_cluster" in table.column_names:
+        arrays["event_cluster"] = table["joint_cluster"].to_numpy()
     np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
     write_json(
         folder / "view.json",

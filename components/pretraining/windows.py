@@ -28,7 +28,7 @@ class Windows:
     """The training view of `view.py`, read without copying, and the receipt's order of draws."""
 
     def __init__(self, folder: Path, config: Config) -> None:
-        self.config = config
+        self.config, self.folder = config, folder
         self.info: dict[str, Any] = json.loads((folder / "view.json").read_text())
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             self.arrays = {name: arrays[name] for name in arrays.files}

@@ -1,9 +1,6 @@
 """One worker: `python -m torch.distributed.run ... -m components.pretraining.worker FOLDER`.
 
-All ranks run the same loop. Gradients are averaged over gloo (CPU) or NCCL (GPU): those of hidden
-matrices at their owner, the rest in one flat vector on all ranks; the sums are the same from run to
-run. Noise comes from a generator seeded by (seed, step, rank), so that a resumed training draws
-what an undisturbed one would have drawn.
+Joins the group, trains (`loop.py`), and leaves the class of a failure where the stage looks for it.
 """
 
 from __future__ import annotations
@@ -12,201 +9,25 @@ import json
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch.distributed.checkpoint.api import CheckpointException
 
-from components.errors import (
-    DivergedError,
-    OutOfSpaceError,
-    StoppedError,
-    UserError,
-    WamflowError,
-)
+from components.errors import OutOfSpaceError, TemporaryError, UserError, WamflowError
 from components.outputs import is_full_disk
-from components.pretraining import checkpoints, results
+from components.pretraining import launch, loop
 from components.pretraining.stage import Config
+from components.pretraining.training import local_rank
 from components.pretraining.windows import Windows
-from models.muon import Muon, split
-from models.wam import Shape, WorldActionModel
 
-
-class Training:
-    """Model, averaged weights, two optimizers and the curve so far: all that a checkpoint holds."""
-
-    def __init__(self, windows: Windows, config: Config) -> None:
-        self.config, self.windows = config, windows
-        torch.manual_seed(config.seed)
-        self.device = torch.device(config.device, 0 if config.device == "cpu" else local_rank())
-        self.model = WorldActionModel(shape(windows, config)).to(self.device)
-        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
-        hidden, rest = split(self.model)
-        self.muon = Muon(hidden.values(), config.muon_lr, config.momentum, config.weight_decay)
-        self.adamw = torch.optim.AdamW(
-            rest.values(), config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
-        )
-        self.curve = torch.zeros(windows.steps, len(results.TERMS))
-        self.exposure = torch.zeros(len(windows.arrays["event_draws"]), dtype=torch.int64)
-        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-
-    def step(self, step: int) -> None:
-        """One optimizer step on the batch of `step`; DivergedError when something is not finite."""
-        batch = self.windows.batch(step, self.rank, self.world_size).to(self.device)
-        drawn = torch.from_numpy(self.windows.drawn(step))
-        self.exposure += torch.bincount(drawn, minlength=len(self.exposure))
-        random = torch.Generator().manual_seed(noise_seed(self.config.seed, step, self.rank))
-        losses = self.model.losses(batch, random)
-        losses.total.backward()
-        terms = torch.stack([losses.total, losses.action, losses.video, losses.left]).detach()
-        norm = self._reduce(terms)
-        self.curve[step] = torch.cat([terms, norm[None]]).cpu()
-        if not torch.isfinite(self.curve[step]).all():
-            raise DivergedError(
-                f"pretraining: step {step}: loss {terms.tolist()}, gradient norm {norm:.3g}; "
-                "expected finite numbers. Lower pretraining.muon_lr or adamw_lr, or look for bad "
-                "episodes."
-            )
-        for optimizer, peak in (
-            (self.muon, self.config.muon_lr),
-            (self.adamw, self.config.adamw_lr),
-        ):
-            optimizer.param_groups[0]["lr"] = peak * self._rate(step)
-            optimizer.step()
-            optimizer.zero_grad()
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        torch._foreach_lerp_(
-            list(self.average.values()), [p.detach() for p in self.model.parameters()], 1 - decay
-        )
-
-    def _reduce(self, terms: Tensor) -> Tensor:
-        """Average gradients and loss terms over ranks, clip; returns the norm before clipping.
-
-        Gradients of hidden matrices are averaged at their owner only, all others everywhere.
-        """
-        self.muon.reduce_gradients()
-        rest = [p for p in self.adamw.param_groups[0]["params"] if p.grad is not None]
-        flat = torch.cat([p.grad.flatten() for p in rest] + [terms])
-        dist.all_reduce(flat)
-        flat /= self.world_size
-        terms.copy_(flat[-len(terms) :])
-        pieces = flat[: -len(terms)].split([p.numel() for p in rest])
-        for parameter, piece in zip(rest, pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
-        mine = [p.grad for p in self.muon.owned() if p.grad is not None]
-        squares = torch.stack([g.norm() ** 2 for g in mine]).sum() if mine else flat.new_zeros(())
-        dist.all_reduce(squares)
-        norm: Tensor = (squares + flat[: -len(terms)].norm() ** 2).sqrt()
-        scale = (self.config.clip_norm / (norm + 1e-6)).clamp(max=1)
-        torch._foreach_mul_(mine + [p.grad for p in rest], scale)
-        return norm
-
-    def _rate(self, step: int) -> float:
-        """Warmup, stable, decay to zero (WSD), as a share of the peak rate."""
-        share, config = (step + 1) / self.windows.steps, self.config
-        up = share / config.warmup if config.warmup else 1.0
-        down = (1 - share) / config.cooldown + 1e-3 if config.cooldown else 1.0
-        return min(up, down, 1.0)
-
-    def state(self) -> dict[str, Tensor]:
-        """Everything that the next step depends on, as named tensors, on rank 0; all must call."""
-        momenta = self.muon.momenta()
-        if momenta is None:
-            return {}
-        named = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
-        named |= {f"average.{n}": p for n, p in self.average.items()}
-        named |= {f"muon.{index}.momentum": momentum for index, momentum in enumerate(momenta)}
-        for index, slots in self.adamw.state_dict()["state"].items():
-            named |= {f"adamw.{index}.{slot}": value for slot, value in slots.items()}
-        return {n: t.contiguous().cpu() for n, t in named.items()} | {
-            "curve": self.curve,
-            "exposure": self.exposure,
-        }
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`, at any number of ranks."""
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(state[f"model.{name}"])
-                self.average[name].copy_(state[f"average.{name}"])
-        self.curve.copy_(state["curve"])
-        self.exposure.copy_(state["exposure"])
-        matrices = range(len(self.muon.matrices))
-        self.muon.load_momenta([state[f"muon.{index}.momentum"] for index in matrices])
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in state.items():
-            if name.startswith("adamw."):
-                _, index, slot = name.split(".", 2)
-                slots.setdefault(int(index), {})[slot] = value
-        self.adamw.load_state_dict(self.adamw.state_dict() | {"state": slots})
-
-
-def noise_seed(seed: int, step: int, rank: int) -> int:
-    """A 63-bit seed for each step of each rank, whatever the size of `seed`."""
-    words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
-    return int(words[0]) >> 1
-
-
-def shape(windows: Windows, config: Config) -> Shape:
-    """The model's sizes: the configured ones and those that the data bring."""
-    return Shape(
-        **config.model.model_dump(),
-        views=len(windows.info["cameras"]),
-        text_width=windows.arrays["text"].shape[1],
-        state_width=windows.arrays["state"].shape[1],
-        action_width=windows.arrays["action"].shape[1],
-    )
-
-
-def train(windows: Windows, job: dict[str, Any], config: Config, asked: list[int]) -> None:
-    """The whole loop of one rank, from the last checkpoint to the results (rank 0).
-
-    `asked` is not empty once a signal asks to stop.
-    """
-    key, out = job["key"], Path(job["out"]) if job["out"] else None
-    training, folder = Training(windows, config), checkpoints.store(key)
-    start = 0
-    if found := checkpoints.latest(folder):
-        start, state = found
-        training.restore(state)
-    with results.Log(training, start) as log:
-        for step in range(start, windows.steps):
-            training.step(step)
-            log.after(step)
-            stop = _any_rank(bool(asked), training.device)
-            if (step + 1) % config.checkpoint_every == 0 or stop:
-                _save(training, folder, step + 1)
-            if stop:
-                raise StoppedError(
-                    f"pretraining: stopped by a signal after step {step + 1} of {windows.steps}; "
-                    "its state is saved, run the stage again to go on."
-                )
-    if training.rank == 0 and out is not None:
-        results.write(training, out)
-
-
-def _save(training: Training, folder: Path, step: int) -> None:
-    state = training.state()
-    if training.rank == 0:
-        checkpoints.save(folder, step, state)
-    dist.barrier()
-
-
-def _any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank when it is on any, so that all stop after the same step."""
-    value = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(value)
-    return bool(value.item())
-
-
-def local_rank() -> int:
-    """This worker's number on its machine, as torchrun sets it."""
-    return int(os.environ["LOCAL_RANK"])
+LOST = ("onnection closed", "onnection reset", "onnection refused", "Broken pipe", "Timed out")
 
 
 def _check_world(config: Config) -> None:
@@ -236,15 +57,36 @@ def _stop_requests() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _known(error: Exception) -> WamflowError | None:
-    """The failure by its class; None for a crash."""
+def _known(error: BaseException, config: Config) -> WamflowError:
+    """The failure by its class; what nobody foresaw is a crash."""
+    if isinstance(error, WamflowError):
+        return error
     if is_full_disk(error):
         return OutOfSpaceError("pretraining: no space left on the disk; make room and run again.")
-    return error if isinstance(error, WamflowError) else None
+    if any(word in str(error) for word in LOST):
+        return TemporaryError(
+            f"pretraining: a worker is gone or did not answer; expected all {config.processes} "
+            f"within pretraining.timeout_s ({config.timeout_s:g} s), got: {error}. "
+            "Run again to go on from the last state."
+        )
+    traceback.print_exception(error)
+    return WamflowError(f"pretraining: {type(error).__name__}: {error}; see the log above.")
+
+
+def _leave(failure: WamflowError) -> None:
+    """For the stage. A worker that lost another never hides why that one ended."""
+    path = Path(os.environ["WAMFLOW_FAILURE"])
+    said = json.dumps({"type": type(failure).__name__, "message": str(failure)})
+    if isinstance(failure, TemporaryError) and path.exists():
+        return
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(said)
+    partial.replace(path)
 
 
 def main(folder: Path) -> int:
-    """Read the job, join the group, train; a failure's class goes to `WAMFLOW_FAILURE`."""
+    """Read the job, join the group, train; the exit code says the failure's class."""
+    launch.die_with_parent()
     job: dict[str, Any] = json.loads((folder / "job.json").read_text())
     config = Config.model_validate(job["config"])
     torch.set_num_threads(1)
@@ -252,21 +94,23 @@ def main(folder: Path) -> int:
     if config.device == "cuda":
         torch.cuda.set_device(local_rank())
     with _stop_requests() as asked:
-        dist.init_process_group("nccl" if config.device == "cuda" else "gloo")
         try:
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if config.device == "cuda" else "gloo",
+                timeout=timedelta(seconds=config.timeout_s),
+            )
             _check_world(config)
-            train(Windows(Path(job["view"]), config), job, config, asked)
-        except Exception as error:
-            known = _known(error)
-            if known is None:
-                raise
-            failure = {"type": type(known).__name__, "message": str(known)}
-            Path(os.environ["WAMFLOW_FAILURE"]).write_text(json.dumps(failure))
-            return known.exit_code
-        finally:
-            dist.destroy_process_group()
+            loop.train(Windows(Path(job["view"]), config), job, config, asked)
+        except (Exception, CheckpointException) as error:
+            failure = _known(error, config)
+            _leave(failure)
+            return failure.exit_code
+        dist.destroy_process_group()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    code = main(Path(sys.argv[1]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread that hangs on a disk must not keep the process

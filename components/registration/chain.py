@@ -106,10 +106,13 @@ def _other_draws(checkpoint: Path, plan: Path) -> Iterator[str]:
 
 
 def _counts(path: Path, schema: Any) -> dict[str, int]:
-    """{event: draws above 0}; an event that occurs twice is counted together."""
+    """{event: draws above 0}, those of skipped steps too; an event's rows are counted together."""
     counts: dict[str, int] = {}
-    for row in records.read(path, schema).select(["event_id", "draws"]).to_pylist():
-        counts[row["event_id"]] = counts.get(row["event_id"], 0) + row["draws"]
+    table = records.read(path, schema)
+    names = [n for n in ("event_id", "draws", "skipped_draws") if n in table.column_names]
+    for row in table.select(names).to_pylist():
+        draws = row["draws"] + row.get("skipped_draws", 0)
+        counts[row["event_id"]] = counts.get(row["event_id"], 0) + draws
     return {event: draws for event, draws in counts.items() if draws}
 
 
