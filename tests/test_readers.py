@@ -780,7 +780,8 @@ def chunk_bomb(path: Path) -> None:
     """A chunk of zeros that says it holds less than it does."""
     import zstandard
 
-    data = zstandard.compress(bytes(2**31))
+    packer = zstandard.ZstdCompressor().compressobj()
+    data = b"".join(packer.compress(bytes(2**24)) for _ in range(128)) + packer.flush()
     body = struct.pack("<QQQI", 0, 1, 1000, 0) + struct.pack("<I", 4) + b"zstd"
     body += struct.pack("<Q", len(data)) + data
     header = struct.pack("<I", 0) * 2
@@ -862,7 +863,7 @@ BAD_BAG: dict[str, tuple[Callable[[Path], object], Reason]] = {
         sql("UPDATE messages SET data = substr(data, 1, 30)"), Reason.UNREADABLE_DATA),
     "text for data": (sql("UPDATE messages SET data = 'x'"), Reason.UNREADABLE_DATA),
     "unknown type": (
-        sql("UPDATE topics SET type = 'x/msg/Y'"), Reason.UNREADABLE_DATA),
+        sql("UPDATE topics SET type = 'x/msg/Y'"), Reason.UNKNOWN_ENCODING),
     "no commands": (
         sql("DELETE FROM messages WHERE topic_id IN "
             "(SELECT id FROM topics WHERE name = '/arm/joint_commands')"),

@@ -19,7 +19,13 @@ from components.ingestion import arrays, pictures, topics
 from components.ingestion.raw import Float, Layout, RawEpisode, relative_s
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.source import Source
-from components.ingestion.topics import DamagedError, Message, Roles, Topic
+from components.ingestion.topics import (
+    DamagedError,
+    Message,
+    Roles,
+    Topic,
+    UnknownEncodingError,
+)
 from components.packets import Span
 
 Times = npt.NDArray[np.int64]
@@ -82,6 +88,8 @@ class Reader:
         uri, version = f"{self.source.uri}/{path}", self.source.version([path])
         try:
             found = self._read(index, uri, version)
+        except UnknownEncodingError as error:
+            found = Problem(Reason.UNKNOWN_ENCODING, f"{path}: {error}")
         except DamagedError as error:
             found = Problem(Reason.UNREADABLE_DATA, f"{path}: {error}")
         if isinstance(found, Problem):
@@ -192,6 +200,11 @@ class Reader:
     def _lacks(self, survey: dict[str, Topic]) -> Problem | None:
         if not survey:
             return Problem(Reason.EMPTY_EPISODE, "the file holds no message")
+        unread = {name: topic.unread for name, topic in survey.items() if topic.unread}
+        video = next((name for name, why in unread.items() if "video" in why), None)
+        if unread and (self._roles is None or video is not None):
+            name = video or min(unread)
+            return Problem(Reason.UNKNOWN_ENCODING, f"{name}: {unread[name]}")
         if self._roles is None:
             seen = ", ".join(sorted(survey)[:12])
             return Problem(Reason.MISSING_COLUMN, f"no states and commands among topics {seen}")

@@ -6,7 +6,7 @@ A new format is one new file with `holds(source)` and `Reader`, and its name in 
 from __future__ import annotations
 
 from components.errors import DataError
-from components.ingestion import hdf5, lerobot_v2, lerobot_v3, mcap, rlds, rosbag2
+from components.ingestion import hdf5, lerobot_v2, lerobot_v3, magic, mcap, rlds, rosbag2
 from components.ingestion.source import Source
 from components.ingestion.writing import Reader
 
@@ -17,6 +17,11 @@ def open_source(source: Source, min_camera_share: float) -> Reader:
     """The reader that knows the source's layout. DataError when none does or it is empty."""
     source.check_sizes()
     holding = [module for module in FORMATS if module.holds(source)]
+    if not holding and (old := magic.files(source, b"#ROSBAG V", (".bag",))):
+        raise DataError(
+            f"ingestion: source {source.uri}: {old[0]} is a ROS 1 bag, which is not read; convert "
+            "it with `rosbags-convert --src IN.bag --dst OUT` (package rosbags)."
+        )
     if not holding and "meta/info.json" not in source.listed:
         raise DataError(
             f"ingestion: source {source.uri}: no known format in {len(source.objects)} files; "

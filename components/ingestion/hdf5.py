@@ -28,7 +28,8 @@ MAGIC = b"\x89HDF\r\n\x1a\n"
 SUFFIXES = (".hdf5", ".h5")
 DEPTH, OBJECTS = 8, 20_000  # of the tree of one file
 FREE_BYTES, RATIO = 64 * 2**20, 2000  # an array may be larger than stored by so much (gzip: 1032)
-SIGNAL_BYTES = 2**30
+SIGNAL_BYTES = 2**27
+CHUNK_BYTES = 2**28  # of the unit that is unpacked at once
 ROBOMIMIC_HZ, ALOHA_HZ = 20.0, 50.0  # the control rates of the two projects
 BROKEN = (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, OverflowError)
 SENTENCE = re.compile(r"^(?:task|language_instruction|language_raw|instruction|lang)$")
@@ -259,6 +260,9 @@ def _check_bytes(item: h5py.Dataset) -> None:
     stored = int(item.id.get_storage_size())
     if logical > max(FREE_BYTES, RATIO * stored):
         raise ValueError(f"{item.name}: shape {item.shape} with {stored} bytes stored is absurd")
+    chunk = int(np.prod(item.chunks or (0,), dtype=object)) * item.dtype.itemsize
+    if chunk > CHUNK_BYTES:
+        raise ValueError(f"{item.name}: chunks of {item.chunks} unpack to {chunk} bytes each")
 
 
 def _signal(item: h5py.Dataset) -> npt.NDArray[np.float64] | None:

@@ -36,7 +36,11 @@ class Reader:
         self._found: list[str] = []
         info = metadata.info(source)
         self.format = f"LeRobot {info.get('codebase_version') or 'v2'}"
-        self._data = {int(m[1]): path for path in source.listed if (m := DATA.match(path))}
+        self._twice: dict[int, str] = {}  # episode -> what is there twice
+        self._data: dict[int, str] = {}
+        for path in sorted(source.listed):
+            if match := DATA.match(path):
+                self._take(self._data, int(match[1]), path)
         self._listed = self._episodes()
         self._tasks = {
             int(row["task_index"]): str(row["task"])
@@ -61,10 +65,22 @@ class Reader:
             index=index,
             uri=f"{self.source.uri}#{index}",
             version=self.source.version(["meta/info.json", *paths]),
-            table=self._table(index),
+            table=self._duplicate(index) or self._table(index),
             tasks=self._tasks,
             named=self._listed.get(index, {}).get("tasks"),
             videos={key: Span(self.source.file(path)) for key, path in videos.items()},
+        )
+
+    def _take(self, files: dict[int, str], index: int, path: str) -> None:
+        """The file of an episode; another one with other bytes makes it ambiguous."""
+        first = files.setdefault(index, path)
+        if not self.source.same(first, path):
+            self._twice[index] = f"{first} and {path} differ"
+
+    def _duplicate(self, index: int) -> Problem | None:
+        said = self._twice.get(index)
+        return (
+            Problem(Reason.DUPLICATE_INDEX, f"two files of one episode: {said}") if said else None
         )
 
     def _table(self, index: int) -> pa.Table | Problem:
@@ -84,8 +100,8 @@ class Reader:
 
     def _find_videos(self, info: dict[str, Any], share: float) -> dict[str, dict[int, str]]:
         found: dict[str, dict[int, str]] = {}
-        for path in self.source.listed:
+        for path in sorted(self.source.listed):
             if match := VIDEO.match(path):
                 folders = [p for p in path.split("/")[1:-1] if not p.startswith("chunk-")]
-                found.setdefault("/".join(folders), {})[int(match[1])] = path
+                self._take(found.setdefault("/".join(folders), {}), int(match[1]), path)
         return metadata.cameras(info, found, self.indices, share, self._found)

@@ -22,10 +22,10 @@ from mcap_ros2.decoder import DecoderFactory
 
 from components.ingestion import bags, magic
 from components.ingestion.source import Source
-from components.ingestion.topics import DamagedError, Message
+from components.ingestion.topics import DamagedError, Message, UnknownEncodingError
 
 MAGIC = b"\x89MCAP0\r\n"
-MAX_RECORD_BYTES = 2**30  # of one record or unpacked chunk; recorders write chunks of 1 to 64 MB
+MAX_RECORD_BYTES = 2**28  # of one record or unpacked chunk; recorders write chunks of 1 to 64 MB
 DAMAGE = (
     McapError,
     ValueError,
@@ -107,7 +107,9 @@ def decoder(encoding: str, schema: records.Schema | None) -> Callable[[bytes], A
         return _json
     if encoding == "cdr" and schema is not None and schema.encoding == "ros2msg":
         return cdr(schema.name, schema.data.decode(errors="replace"))
-    return _refusing(f"messages in {encoding or 'no encoding'} are not decoded")
+    return _refusing(
+        f"messages in {encoding or 'no encoding'} are not decoded", UnknownEncodingError
+    )
 
 
 def cdr(name: str, definition: str) -> Callable[[bytes], Any]:
@@ -130,9 +132,9 @@ def cdr(name: str, definition: str) -> Callable[[bytes], Any]:
     return decode
 
 
-def _refusing(why: str) -> Callable[[bytes], Any]:
+def _refusing(why: str, kind: type[DamagedError] = DamagedError) -> Callable[[bytes], Any]:
     def refuse(data: bytes) -> Any:
-        raise DamagedError(why)
+        raise kind(why)
 
     return refuse
 

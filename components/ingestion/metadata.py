@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from components.ingestion.rows import Rows
 
 V = TypeVar("V")
+FREE_BYTES, RATIO = 2**28, 64  # a Parquet file may unpack to so much, or so many times its size
+MAX_FPS = 1e5
 
 
 def info(source: Source) -> dict[str, Any]:
     """`meta/info.json`. DataError when it is no mapping or has no rate of frames."""
     try:
         values = json.loads(source.file("meta/info.json").read_bytes())
-        if float(values["fps"]) > 0 and isinstance(values.get("features", {}), dict):
+        if 0 < float(values["fps"]) <= MAX_FPS and isinstance(values.get("features", {}), dict):
             return dict(values)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         pass
     raise damaged(source, "meta/info.json", "a JSON mapping with fps above 0 and features")
 
@@ -69,12 +71,26 @@ def claims(values: dict[str, Any], episodes: int) -> list[str]:
 def table(source: Source, path: str) -> pa.Table | Problem:
     """A Parquet file, or why it cannot be read."""
     try:
-        found = pq.ParquetFile(source.file(path)).read()
+        local = source.file(path)
+        texts = [f.name for f in pq.read_schema(local) if pa.types.is_string(f.type)]
+        file = pq.ParquetFile(local, read_dictionary=texts)  # equal texts are kept once
+        if (size := _unpacked_bytes(file.metadata)) > max(FREE_BYTES, RATIO * local.stat().st_size):
+            return Problem(
+                Reason.UNREADABLE_DATA, f"{path}: unpacks to {size} bytes; never unpacked"
+            )
+        found = file.read()
         if len(set(found.column_names)) == len(found.column_names):
             return found
         return Problem(Reason.UNREADABLE_DATA, f"{path}: a column is there twice")
     except (pa.ArrowException, OSError) as error:
         return Problem(Reason.UNREADABLE_DATA, f"{path}: {' '.join(str(error).split())[:200]}")
+
+
+def _unpacked_bytes(found: pq.FileMetaData) -> int:
+    """What a file holds in memory: its pages, or eight bytes a value where runs are stored once."""
+    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    chunks = [group.column(c) for group in groups for c in range(group.num_columns)]
+    return sum(max(c.total_uncompressed_size, 8 * c.num_values) for c in chunks)
 
 
 def json_lines(
@@ -89,7 +105,7 @@ def json_lines(
             row = json.loads(line)
             int(row[keys[0]])
             yield {**row, **{key: row[key] for key in keys}}
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
             warnings.append(f"{path} line {number} is no mapping with {', '.join(keys)}; skipped")
 
 

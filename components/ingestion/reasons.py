@@ -10,7 +10,9 @@ class Reason(StrEnum):
     """In order of precedence: an episode with several faults is filed under the first."""
 
     MISSING_DATA = "missing_data"  # metadata names rows that are not there
+    DUPLICATE_INDEX = "duplicate_index"  # different files say that they are the same episode
     UNREADABLE_DATA = "unreadable_data"  # a file of signals that no reader opens
+    UNKNOWN_ENCODING = "unknown_encoding"  # messages or video in messages that are not decoded
     MISSING_COLUMN = "missing_column"  # no state, no action or no timestamp
     WRONG_WIDTH = "wrong_width"  # another number of dimensions than the data set has
     FAILED_DEMONSTRATION = "failed_demonstration"  # the recording itself says: no success

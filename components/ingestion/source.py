@@ -79,6 +79,11 @@ class Source(BaseModel):
             self.verified[path] = local
         return self.verified[path]
 
+    def same(self, first: str, second: str) -> bool:
+        """Whether two listed objects have equal bytes, as far as the listing says."""
+        a, b = self.listed[first], self.listed[second]
+        return first == second or (a.size == b.size and a.sha256 == b.sha256 != "")
+
     def version(self, paths: list[str]) -> str:
         """Digest (20 hexadecimal digits) of some objects as they were listed."""
         lines = [f"{path}\0{self.listed[path].sha256}\n" for path in sorted(set(paths))]

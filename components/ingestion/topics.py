@@ -22,6 +22,7 @@ COMMAND = re.compile(
     r"action|command|cmd|setpoint|target|desired|goal|/in/|controller|leader|teleop"
 )
 TEXT = re.compile(r"task|instruction|language|prompt")
+VIDEO = re.compile(r"^(?:h\.?26[45]|hevc|avc|vp[89]|av1|libx26)")
 PROBE = 40  # messages of each topic that are looked at to tell what it is
 COVERED = 0.5  # a topic that covers less of the recording is no signal of it
 MAX_WIDTH = 512
@@ -40,6 +41,10 @@ class DamagedError(ValueError):
     """A file that cannot be read to its end, or a message that is not what it should be."""
 
 
+class UnknownEncodingError(DamagedError):
+    """Messages that are whole, in an encoding that nobody here decodes."""
+
+
 class Values(NamedTuple):
     """Numbers of one message and what they are called."""
 
@@ -55,6 +60,7 @@ class Topic:
     times_ns: list[int] = field(default_factory=list)
     kind: str = ""  # joints, numbers, pose, twist, picture, text; empty: none of them
     names: tuple[str, ...] = ()
+    unread: str = ""  # why its messages are not read, where no fault of theirs is the reason
     timeless: int = 0  # messages without a time, among others that have one
     lengths: dict[str, set[int]] = field(default_factory=dict)  # of lists of numbers in messages
 
@@ -125,7 +131,13 @@ def _probe(topic: Topic, message: Message) -> None:
     """Learn from one message; one that cannot be decoded teaches nothing."""
     try:
         body = message.body()
+    except UnknownEncodingError as error:
+        topic.unread = str(error)
+        return
     except DamagedError:
+        return
+    if video := _video(body):
+        topic.unread = f"holds compressed video ({video}), which is not read"
         return
     for name, value in _fields(body):
         if isinstance(value, list | np.ndarray) and all(isinstance(v, int | float) for v in value):
@@ -138,6 +150,13 @@ def _probe(topic: Topic, message: Message) -> None:
         topic.kind = "picture"
     elif TEXT.search(message.topic.lower()) and isinstance(get(body, "data"), str):
         topic.kind = "text"
+
+
+def _video(body: Any) -> str:
+    """The codec of a message that holds a part of a video; empty for any other."""
+    said = get(body, "format") or get(body, "encoding")
+    codec = said.lower() if isinstance(said, str) and get(body, "data") is not None else ""
+    return codec if VIDEO.match(codec) else ""
 
 
 def get(body: Any, name: str) -> Any:
