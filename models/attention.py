@@ -27,20 +27,28 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
-        """`mask` is (B, M) bool, False for context that must not be read."""
-        context = x if context is None else context
-        q, k, v = (
-            projection(source).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projection, source in ((self.query, x), (self.key, context), (self.value, context))
-        )
+        """`mask` is (B, M) or (B, N, M) bool, False for context that must not be read."""
+        return self.recall(x, self.remember(x if context is None else context), mask)
+
+    def remember(self, context: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (B, heads, M, D / heads) of a context that is read more than once."""
+        return self.key_norm(self._heads(self.key(context))), self._heads(self.value(context))
+
+    def recall(
+        self, x: Tensor, memory: tuple[Tensor, Tensor], mask: Tensor | None = None
+    ) -> Tensor:
+        """`forward` with what `remember` gave."""
+        if mask is not None:
+            mask = mask[:, None] if mask.dim() == 3 else mask[:, None, None]
         attended = F.scaled_dot_product_attention(
-            self.query_norm(q),
-            self.key_norm(k),
-            v,
-            attn_mask=None if mask is None else mask[:, None, None, :],
+            self.query_norm(self._heads(self.query(x))), *memory, attn_mask=mask
         )
         out: Tensor = self.out(attended.transpose(1, 2).flatten(2))
         return out
+
+    def _heads(self, x: Tensor) -> Tensor:
+        heads: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return heads
 
 
 class FeedForward(nn.Module):

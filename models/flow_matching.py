@@ -21,7 +21,12 @@ def velocity(clean: Tensor, noise: Tensor) -> Tensor:
 
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """Mean of `values` where `mask` (broadcast) is True; 0 when it is nowhere True."""
-    weight = mask.expand_as(values).to(values.dtype)
+    return weighted_mean(values, mask.expand_as(values).to(values.dtype))
+
+
+def weighted_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean of `values` under `weight` of the same shape; 0 when there is no weight."""
+    weight = weight.expand_as(values)
     return (values * weight).sum() / weight.sum().clamp(min=1)
 
 

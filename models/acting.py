@@ -1,0 +1,110 @@
+"""Plans of the full model: how long the event lasts, and its actions.
+
+Event mode asks the model how long each event lasts (`action_tower.Ends`) and generates that much;
+unified mode generates a chunk of fixed length. Coupled as in training, see `wall.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from models.rows import Rows, collate
+from models.schedule import anchor, levels
+from models.wall import WallModel, held, noised
+from models.wall_shape import WallShape
+from models.wan import unfold
+from models.windows import PATCH, Window
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Unified mode's span after the anchor."""
+
+    frames: int  # latent frames
+    steps: int  # control steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to execute, for B windows."""
+
+    actions: Tensor  # (B, T, A), zero past the end
+    steps: Tensor  # (B,) int64, control steps until execution ends
+    done: Tensor  # (B,) how far through the event the anchor is; over if less than a step is left
+    video: Tensor | None  # (B, V, C, F, H, W) what the model expects to see; None if frozen
+
+
+@torch.no_grad()
+def plan(
+    model: WallModel, windows: Sequence[Window], *, denoise_steps: int, random: torch.Generator,
+    chunk: Chunk | None = None,
+) -> Plan:  # fmt: skip
+    """Generate actions for windows that hold clean frames only; without `chunk`, whole events.
+
+    ValueError for a window that does not fit the model.
+    """
+    shape = model.shape
+    left, done = model.ends(collate(windows, shape.limits))
+    seconds = left[:, 0].exp().tolist()
+    spans = [chunk or _span(w, s, shape) for w, s in zip(windows, seconds, strict=True)]
+    ahead = [_extended(w, s, shape.latent_hz) for w, s in zip(windows, spans, strict=True)]
+    rows = collate(ahead, shape.limits)
+    actions, video = denoised(model, rows, denoise_steps, random)
+    steps = torch.tensor([s.steps for s in spans], device=actions.device)
+    return Plan(actions * rows.action_mask, steps, done[:, 0].sigmoid(), video)
+
+
+def _span(window: Window, left_s: float, shape: WallShape) -> Chunk:
+    """What is left of an event: at least one step and frame, at most the budgets."""
+    steps = max(1, min(shape.max_steps, round(left_s / window.step_s)))
+    frames = math.ceil(steps * window.step_s * shape.latent_hz)
+    return Chunk(max(1, min(shape.max_frames - window.clean, frames)), steps)
+
+
+def _extended(window: Window, span: Chunk, latent_hz: float) -> Window:
+    """The window with a future that repeats the anchor frame, and with actions to be filled in."""
+
+    def longer(values: Tensor, dim: int) -> Tensor:
+        last = values.narrow(dim, -1, 1)
+        return torch.cat([values, last.repeat_interleave(span.frames, dim)], dim)
+
+    later = torch.arange(1, span.frames + 1, device=window.frame_s.device) / latent_hz
+    return replace(
+        window,
+        latents=longer(window.latents, 2), inside=longer(window.inside, 1),
+        meet=None if window.meet is None else longer(window.meet, 0),
+        frame_s=torch.cat([window.frame_s, window.frame_s[-1] + later]),
+        actions=window.state.new_zeros(span.steps, len(window.action_mask)),
+    )  # fmt: skip
+
+
+def denoised(
+    model: WallModel, rows: Rows, steps: int, random: torch.Generator
+) -> tuple[Tensor, Tensor | None]:
+    """Actions (B, T, A) and the video: both step by step, or actions from one forward of it."""
+    b, t, a = rows.actions.shape
+    x = torch.randn(b, 1, t, a, generator=random).to(rows.actions)
+    level = torch.ones(b, 1, 1, device=x.device)
+    noise = torch.randn(rows.latents.shape, generator=random).to(rows.latents)
+    joint = model.shape.coupling != "asymmetric"
+    if not joint:
+        sigma = torch.where(rows.clean, 0.0, anchor(model.shape.shift))
+        _, features = model.video(noised(held(rows), noise, sigma), sigma, rows)
+        reading = model.action.read(rows, features)
+    video = noised(rows.latents, noise, (~rows.clean).float())
+    schedule = levels(steps, model.shape.shift if joint else 1.0).tolist()
+    for now, then in pairwise(schedule):
+        if joint:
+            sigma = torch.where(rows.clean, 0.0, now)
+            velocity, features = model.video(video, sigma, rows)
+            reading = model.action.read(rows, features)
+            moved = unfold(velocity, rows.latents.shape[-2] // PATCH) * (now - then)
+            video = torch.where(rows.clean[:, None, None, :, None, None], video, video - moved)
+        x = x - (now - then) * model.action(x, now * level, rows, reading)
+    return x[:, 0], video if joint else None

@@ -1,0 +1,248 @@
+"""The action tower of the full model: as deep as the video tower, block i reads video block i.
+
+One way only: video never reads actions, and features are detached, so the action's gradients never
+reach the video tower (WALL-WM, section Model). Two learned time codes, one for action queries and
+one for video keys, put both on one axis in seconds, so robots and cameras of any rate meet. Blocks
+read the text side too: through the detached video alone, no gradient would find its way from an
+action to a latent of the staircase, and unified mode wants that path differentiable.
+
+Actions and states of all robots are vectors of one width under masks; the mask is an input beside
+the values, and each robot has an embedding. `Ends` says where execution ends, see there.
+
+Letters as in `windows.py` and `wan.py`; N noise draws of the action share one pass of the video, D
+is this tower's width, G the video tower's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.attention import Attention, FeedForward, Modulation, modulate, sinusoidal
+from models.rows import Rows, of_event
+
+LEAST_SIGMA = 0.05  # x-prediction divides by sigma (Li and He 2025, "Back to basics")
+
+
+@dataclass(frozen=True)
+class ActionShape:
+    """Sizes of an action tower; its depth is the video tower's."""
+
+    heads: int
+    head_width: int
+    state_width: int
+    action_width: int
+    embodiments: int  # rows of the embodiment table
+    prediction: Literal["v", "x"]  # what the head says: velocity, or the clean action
+
+    @property
+    def width(self) -> int:
+        """D, numbers of a token."""
+        return self.heads * self.head_width
+
+    def as_dict(self) -> dict[str, int | str]:
+        """For config.json; `ActionShape(**d)` is its inverse."""
+        return asdict(self)
+
+
+class TimeCode(nn.Module):
+    """A learned code of seconds."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, at_s: Tensor) -> Tensor:
+        """(...,) seconds -> (..., D)."""
+        code = sinusoidal(at_s * 1000, self.linear.in_features)
+        out: Tensor = self.linear(code.to(self.linear.weight.dtype))
+        return out
+
+
+Memory = tuple[Tensor, Tensor]
+"""Keys and values of what a block reads; they do not depend on the actions or their noise."""
+
+
+class Reading(NamedTuple):
+    """What the tower knows before it sees actions: made once, used in every denoising step."""
+
+    views: list[Memory]  # for each block, of (B, V * F * P)
+    text: list[Memory]  # for each block, of (B, E * L)
+    robot: Tensor  # (B, E, D)
+    code: Tensor  # (B, 1, T, D) when each action is
+    own_steps: Tensor | None  # (B, T, T) bool, what may be read; None where everything may
+    own_views: Tensor | None  # (B, T, V * F * P)
+    own_text: Tensor | None  # (B, T, E * L)
+    step_event: Tensor  # (B, T)
+
+
+class ActionBlock(nn.Module):
+    """Attention over the event, to the views, to the text; feed-forward. AdaLN gates three."""
+
+    def __init__(self, width: int, heads: int, video_width: int) -> None:
+        super().__init__()
+        self.within = Attention(width, heads)
+        self.views = Attention(width, heads, video_width)
+        self.text = Attention(width, heads)
+        self.feed = FeedForward(width)
+        self.modulation = Modulation(width)
+
+    def forward(
+        self, x: Tensor, condition: Tensor, views: Memory, text: Memory, reading: Reading
+    ) -> Tensor:
+        """x (B, N, T, D), condition (B, E, N, D) -> (B, N, T, D)."""
+        b, n, t, _ = x.shape
+        levels = of_event(self.modulation(condition), reading.step_event).transpose(1, 2)
+        s1, c1, g1, s2, c2, g2, s3, c3, g3 = levels.chunk(9, dim=-1)
+        own = None if reading.own_steps is None else reading.own_steps.repeat_interleave(n, 0)
+        within = self.within(modulate(x, s1, c1).flatten(0, 1), mask=own)
+        x = x + g1 * within.unflatten(0, (b, n))
+        asking = (modulate(x, s2, c2) + reading.code).flatten(1, 2)
+        seen = self.views.recall(asking, views, _repeated(reading.own_views, n))
+        x = x + g2 * seen.unflatten(1, (n, t))
+        asking = F.layer_norm(x, x.shape[-1:]).flatten(1, 2)
+        told = self.text.recall(asking, text, _repeated(reading.own_text, n))
+        x = x + told.unflatten(1, (n, t))
+        out: Tensor = x + g3 * self.feed(modulate(x, s3, c3))
+        return out
+
+
+class ActionTower(nn.Module):
+    """Denoises actions of N draws at once; reads the video's features and never changes them."""
+
+    def __init__(self, shape: ActionShape, depth: int, video_width: int, text_width: int) -> None:
+        super().__init__()
+        self.shape = shape
+        width = shape.width
+        self.embedding = nn.Linear(2 * shape.action_width, width)
+        self.state = nn.Linear(2 * shape.state_width, width)
+        self.embodiment = nn.Embedding(shape.embodiments, width)
+        self.text = nn.Linear(text_width, width)
+        self.time = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.action_code, self.video_code = TimeCode(width), TimeCode(video_width)
+        self.blocks = nn.ModuleList(
+            ActionBlock(width, shape.heads, video_width) for _ in range(depth)
+        )
+        self.head = nn.Linear(width, shape.action_width)
+        self.ends = Ends(width, shape.heads, video_width)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def read(self, rows: Rows, video: list[Tensor]) -> Reading:
+        """What all noise draws and denoising steps share.
+
+        video: features (B, V, F * P, G) of each block. The actions of `rows` are not read.
+        """
+        text = self.text(rows.text).flatten(1, 2)
+        code = self._seen_at(rows)
+        features = [_normed(f.detach().flatten(1, 2)) + code for f in video]
+        own_steps = own_views = own_text = None
+        if not rows.whole:
+            event = rows.step_event
+            own_steps = event[:, :, None] == event[:, None]
+            own_views = _own_views(event, rows)
+            own_text = _own_text(event, rows)
+        blocks = [cast(ActionBlock, block) for block in self.blocks]
+        return Reading(
+            views=[b.views.remember(f) for b, f in zip(blocks, features, strict=True)],
+            text=[b.text.remember(text) for b in blocks],
+            robot=self._robot(rows), code=self.action_code(rows.step_at_s)[:, None],
+            own_steps=own_steps, own_views=own_views, own_text=own_text,
+            step_event=rows.step_event,
+        )  # fmt: skip
+
+    def forward(self, noisy: Tensor, sigma: Tensor, rows: Rows, reading: Reading) -> Tensor:
+        """The velocity (B, N, T, A) of noisy actions (B, N, T, A) at noise levels sigma (B, E, N).
+
+        Of `rows` only masks and places are read.
+        """
+        mask = rows.action_mask[:, None].expand(noisy.shape)
+        x = self.embedding(torch.cat([noisy * mask, mask.to(noisy.dtype)], dim=-1)) + reading.code
+        level = self.time(sinusoidal(sigma * 1000, self.shape.width).to(noisy.dtype))
+        condition = level + reading.robot[:, :, None]
+        memories = zip(self.blocks, reading.views, reading.text, strict=True)
+        for block, views, text in memories:
+            x = block(x, condition, views, text, reading)
+        said: Tensor = self.head(_normed(x))
+        if self.shape.prediction == "v":
+            return said
+        own = of_event(sigma, rows.step_event).transpose(1, 2)[..., None]
+        return ((noisy - said) / own.clamp(min=LEAST_SIGMA)).type_as(noisy)
+
+    def where_it_ends(self, rows: Rows, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(log of seconds left (B, E), logit of the part that is done (B, E)) of every window.
+
+        rows and features (B, V, F * P, G), of the last video block, must hold clean frames only.
+        """
+        seen = _normed(features.detach().flatten(1, 2)) + self._seen_at(rows)
+        events = torch.arange(rows.state.shape[1], device=seen.device).expand(len(seen), -1)
+        mask = None if rows.whole else _own_views(events, rows)
+        left, done = self.ends(self._robot(rows), seen, mask)
+        return left, done
+
+    def _robot(self, rows: Rows) -> Tensor:
+        """(B, E, D) of state and embodiment."""
+        state = torch.cat([rows.state, rows.state_mask.to(rows.state.dtype)], dim=-1)
+        out: Tensor = self.state(state) + self.embodiment(rows.embodiment)
+        return out
+
+    def _seen_at(self, rows: Rows) -> Tensor:
+        """(B, V * F * P, G): the code of the seconds at which each patch was seen."""
+        v, p = rows.inside.shape[1], rows.inside.shape[-1]
+        code: Tensor = self.video_code(rows.frame_s)
+        return code.repeat_interleave(p, dim=1).repeat(1, v, 1)
+
+
+class Ends(nn.Module):
+    """How long the event still lasts and how far through it the anchor is.
+
+    Execution ends there. Lengths must be known before the action is denoised, since tokens are
+    control steps, so this is asked first, of a pass over the clean frames alone: the number of
+    future frames would give the answer away in training and is not known when acting. A plan is
+    executed for the seconds left; when planning again within an event, it is over once the part
+    that is done leaves less than one control step. Both are learned, because vision tells how far
+    a drawer is open (done) better than how long this robot takes (left), and they check each other.
+    """
+
+    def __init__(self, width: int, heads: int, video_width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.randn(width) * 0.02)
+        self.views = Attention(width, heads, video_width)
+        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
+
+    def forward(self, robot: Tensor, seen: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """robot (B, E, D), seen (B, M, G), mask (B, E, M) -> two of (B, E)."""
+        query = robot + self.query
+        left, done = self.head(query + self.views(query, seen, mask)).unbind(-1)
+        return left, done
+
+
+def _own_views(event: Tensor, rows: Rows) -> Tensor:
+    """(B, K, V * F * P) bool: which patches K askers of windows `event` (B, K) may read.
+
+    Who has nothing to read (padding) reads the first patch, lest a softmax be empty.
+    """
+    of_patch = rows.frame_event[:, None, :, None].expand(rows.inside.shape).flatten(1)
+    mask = (event[:, :, None] == of_patch[:, None]) & rows.inside.flatten(1)[:, None]
+    first = torch.arange(mask.shape[-1], device=mask.device) == 0
+    return mask | (first & ~mask.any(dim=-1, keepdim=True))
+
+
+def _own_text(event: Tensor, rows: Rows) -> Tensor:
+    """(B, K, E * L) bool; padding reads the first window's text."""
+    windows = torch.arange(rows.text.shape[1], device=event.device)
+    own = event.clamp(min=0)[:, :, None] == windows
+    return (own[..., None] & rows.text_mask[:, None]).flatten(2)
+
+
+def _repeated(mask: Tensor | None, draws: int) -> Tensor | None:
+    """(B, T, M) -> (B, N * T, M)."""
+    return None if mask is None else mask.repeat(1, draws, 1)
+
+
+def _normed(x: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:])

@@ -1,0 +1,129 @@
+"""The World Action Model of WALL-WM (arXiv 2606.01955), whole: losses to train, plans to execute.
+
+p(V_e, a_e | V_0, s, c_e) with a Wan video tower and an action tower of equal depth. Read
+`windows.py` (one event), `rows.py` (a batch), `draws.py` (what is random), `wan.py` and
+`action_tower.py` first. `wam.py` is the small model that trains on a CPU within minutes.
+
+Coupling. Symmetric, for small end-to-end runs: both towers are denoised together at one noise
+level. Asymmetric, the default at scale: the video tower is frozen and one forward at the anchor
+step, 45 of 50, serves N_d noise draws of the action. The paper leaves open what the video tower
+sees there. A true future that shows through the noise would be missing when acting, so the tower
+gets what both have: its guess is that nothing moves. The anchor frame, held still, is noised to the
+anchor's level; this lies within what the video prior was trained on, and training and acting see
+the same input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.action_tower import ActionTower
+from models.dct import dct_matrix
+from models.draws import Draw
+from models.flow_matching import velocity, weighted_mean
+from models.rows import Rows, of_event
+from models.wall_shape import WallShape
+from models.wan import WanTower, fold
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Scalars of one batch; `total` is what is minimised. Zero where the coupling has no such."""
+
+    total: Tensor
+    video: Tensor
+    action: Tensor
+    dct: Tensor
+    left: Tensor
+    done: Tensor
+
+
+class WallModel(nn.Module):
+    """Video tower and action tower of equal depth."""
+
+    def __init__(self, shape: WallShape) -> None:
+        super().__init__()
+        self.shape = shape
+        self.video = WanTower(shape.video)
+        self.action = ActionTower(
+            shape.action, shape.video.depth, shape.video.width, shape.video.text_width
+        )
+        if shape.coupling == "asymmetric":
+            self.video.requires_grad_(False)
+
+    def losses(self, rows: Rows, draw: Draw) -> Losses:
+        """Losses of both towers, of the DCT of the action's error, and of where the event ends."""
+        zero = rows.latents.new_zeros(())
+        frozen = self.shape.coupling == "asymmetric"
+        sigma = torch.where(rows.clean, 0.0, of_event(draw.sigma, rows.frame_event))
+        future = held(rows) if frozen else rows.latents
+        hidden = None if frozen else draw.hidden
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+            predicted, features = self.video(noised(future, draw.noise, sigma), sigma, rows, hidden)
+        video = zero if frozen else self._video_loss(predicted, rows, draw)
+        if self.shape.coupling == "video":
+            return self._sum(video, zero, zero, zero, zero)
+        action, dct = self._action_losses(rows, draw, features)
+        return self._sum(video, action, dct, *self._end_losses(rows))
+
+    def _sum(
+        self, video: Tensor, action: Tensor, dct: Tensor, left: Tensor, done: Tensor
+    ) -> Losses:
+        w = self.shape.weights
+        total = action + w.video * video + w.dct * dct + w.left * left + w.done * done
+        return Losses(total, video, action, dct, left, done)
+
+    def _video_loss(self, predicted: Tensor, rows: Rows, draw: Draw) -> Tensor:
+        """Over patches of the future that show the picture; more for those behind a tube."""
+        error = (predicted - fold(velocity(rows.latents, draw.noise))).square().mean(dim=-1)
+        counts = (rows.inside & ~rows.clean[:, None, :, None]).float()
+        return weighted_mean(error, counts * (1 + (self.shape.weights.tube - 1) * draw.hidden))
+
+    def _action_losses(
+        self, rows: Rows, draw: Draw, features: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Flow matching, and the error's DCT weighted by its frequency and down with noise."""
+        clean, noise = rows.actions[:, None], draw.action_noise.transpose(1, 2)
+        s = of_event(draw.action_sigma, rows.step_event).transpose(1, 2)[..., None]
+        noisy = (1 - s) * clean + s * noise
+        predicted = self.action(noisy, draw.action_sigma, rows, self.action.read(rows, features))
+        counts = rows.action_mask[:, None].float().expand_as(noise)
+        action = weighted_mean((predicted - velocity(clean, noise)).square(), counts)
+        if not self.shape.weights.dct:
+            return action, action.new_zeros(())
+        error = (noisy - s * predicted - clean) * counts
+        dct = dct_matrix(rows)[:, None] @ error
+        frequency = (rows.step / rows.steps)[:, None, :, None]
+        return action, weighted_mean(dct.square() * frequency * (1 - s), counts)
+
+    def _end_losses(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        left, done = self.ends(rows.only_clean())
+        known = rows.known.float()
+        wanted = rows.left_s.log()
+        left = F.smooth_l1_loss(left, wanted, beta=0.2, reduction="none")
+        done = (done.sigmoid() - rows.done).square()
+        return weighted_mean(left, known), weighted_mean(done, known)
+
+    def ends(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """(log of seconds left, logit of the part done), each (B, E), from clean frames alone."""
+        with torch.no_grad():
+            _, features = self.video(rows.latents, torch.zeros_like(rows.frame_s), rows)
+        return self.action.where_it_ends(rows, features[-1])
+
+
+def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """Latents (B, V, C, F, H, W) at noise levels sigma (B, F) of their frames."""
+    s = sigma[:, None, None, :, None, None]
+    return ((1 - s) * latents + s * noise).type_as(latents)
+
+
+def held(rows: Rows) -> Tensor:
+    """The latents (B, V, C, F, H, W) if nothing moved: the future repeats the anchor frame."""
+    at = torch.arange(rows.clean.shape[1], device=rows.clean.device)
+    anchor = torch.where(rows.clean, at, 0).cummax(dim=1).values  # clean frames come first
+    index = anchor[:, None, None, :, None, None].expand(rows.latents.shape)
+    return rows.latents.gather(3, index)
