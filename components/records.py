@@ -31,7 +31,7 @@ MANIFEST = pa.schema(
 QUARANTINE = pa.schema(
     {
         "source_uri": pa.string(),
-        "episode_index": pa.int64(),
+        "episode_index": pa.int64(),  # null for an object of no episode
         "reason": pa.string(),  # a value of components.ingestion.reasons.Reason
         "detail": pa.string(),
     }

@@ -1,295 +1,215 @@
-"""Bytes in and out of folders and S3 (boto3): list, download with resume, upload; all or nothing.
+"""Objects below `s3://bucket/prefix`: listed page by page, pinned, read in ranges, sent, removed.
 
-An address is a folder or `s3://bucket/prefix`; `AWS_ENDPOINT_URL` names another S3 server. A file
-appears under its name only when it is whole: what is partial lies hidden beside it, and the next
-attempt goes on where that one ended. Source: the S3 API reference (ListObjectsV2, GetObject).
+Keys and endpoint come from where boto3 looks (AWS_* variables, files, the machine's role), so
+recordings, checkpoints and the DVC remote share them. `download.py` resumes, `folders.py` copies
+folders, `ingestion/mirror.py` keeps recordings. Source: the S3 API reference.
 """
 
 from __future__ import annotations
 
 import functools
-import glob
-import hashlib
 import os
 import re
-import shutil
+import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict
-from urllib.parse import urlsplit
+from typing import Any, TypedDict
 
 from components.errors import DataError, TemporaryError, UserError
+from components.s3_failures import answered
 
-PART_BYTES = 16 * 2**20  # of one request: a cut connection costs no more than this
-WORKERS = 8  # objects at the same time
-ATTEMPTS = 5  # of one request; botocore waits about 0.5, 1, 2 and 4 s between them
-GONE = ("404", "NoSuchKey", "PreconditionFailed", "412", "InvalidRange", "416")
+CHUNK_BYTES = 2**20  # handed on at once
+CONNECT_S = 10.0
+SILENCE_S = 30.0  # of an open connection; then it is cut and asked again
+ATTEMPTS = 5  # of one request; botocore waits up to 1, 2, 4, 8 s between them, by chance
+CONNECTIONS = 32
+BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
+CHANGED = ("404", "NoSuchKey", "NoSuchVersion", "PreconditionFailed", "412", "InvalidRange", "416")
+NO_VERSIONS = ("AccessDenied", "403", "NotImplemented", "501", "MethodNotAllowed", "405")
 
 
 class Object(TypedDict):
-    """One object below an address; `version` changes with the content (S3: ETag, folder: mtime)."""
+    """One object below an address, pinned: ETag and, where the bucket keeps versions, its id."""
 
-    path: str  # relative to the address, '/' between its parts
+    path: str  # relative to the address, as in S3: any text, also `../x`
     size: int  # bytes
-    version: str
+    etag: str  # MD5 of the content, unless it came in parts or is encrypted
+    version_id: str  # empty in a bucket without versions
+
+
+class CutError(TemporaryError):
+    """A body that ended early, stalled or had another length; what came before it is good."""
+
+
+def split(uri: str) -> tuple[str, str]:
+    """(bucket, prefix) of an address. UserError otherwise, never repeating a password in it."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    if not uri.startswith("s3://") or not BUCKET.fullmatch(bucket):
+        shown = uri.rpartition("@")[2]
+        raise UserError(f"{shown}: expected s3://bucket/prefix, without credentials.")
+    return bucket, prefix.strip("/")
 
 
 def list_objects(uri: str) -> list[Object]:
-    """All objects below a folder or `s3://bucket/prefix`, sorted by path.
+    """All objects below `s3://bucket/prefix`, sorted by path; empty marks of folders are none.
 
-    UserError when the folder, the bucket or the credentials are missing or wrong; TemporaryError
-    when S3 does not answer.
+    UserError when bucket or credentials are missing or wrong; TemporaryError without an answer.
     """
-    if not uri.startswith("s3://"):
-        return _list_folder(Path(uri))
-    bucket, prefix = _split(uri)
+    bucket, prefix = split(uri)
     start = f"{prefix}/" if prefix else ""
-    found: list[Object] = []
-    with _answered(uri):
-        pages = _client().get_paginator("list_objects_v2")
-        for page in pages.paginate(Bucket=bucket, Prefix=start):
-            for item in page.get("Contents", []):
-                path, version = item["Key"].removeprefix(start), item["ETag"].strip('"')
-                if path and not path.endswith("/"):  # consoles make empty objects as "folders"
-                    found.append({"path": path, "size": item["Size"], "version": version})
+    with answered(uri):
+        items = list(_current(bucket, start) or _plain(bucket, start))
+    found: list[Object] = [
+        {
+            "path": item["Key"].removeprefix(start),
+            "size": item["Size"],
+            "etag": item["ETag"].strip('"'),
+            "version_id": item.get("VersionId", ""),
+        }
+        for item in items
+        if item["Key"] != start and not (item["Key"].endswith("/") and item["Size"] == 0)
+    ]
     return sorted(found, key=lambda o: o["path"])
 
 
-def download(uri: str, folder: Path, objects: list[Object] | None = None) -> list[Path]:
-    """Bring objects below an address (default: all) into a folder; their paths there, in order.
+def _plain(bucket: str, start: str) -> Iterator[dict[str, Any]]:
+    for page in _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=start):
+        yield from page.get("Contents", [])
 
-    Files with equal content stay as they are. DataError when a name would leave the folder or an
-    object changed since it was listed; UserError and TemporaryError as in `list_objects`.
+
+def _current(bucket: str, start: str) -> list[dict[str, Any]] | None:
+    """Current versions; None where the bucket keeps none or these keys may not see them."""
+    from botocore.exceptions import ClientError
+
+    client = _client()
+    try:
+        if "Status" not in client.get_bucket_versioning(Bucket=bucket):
+            return None
+        pages = client.get_paginator("list_object_versions").paginate(Bucket=bucket, Prefix=start)
+        return [v for page in pages for v in page.get("Versions", []) if v["IsLatest"]]
+    except ClientError as error:
+        if error.response["Error"]["Code"] in NO_VERSIONS:
+            print(f"s3://{bucket}: versions cannot be listed; ETags pin objects.", file=sys.stderr)
+            return None
+        raise
+
+
+def read(
+    uri: str,
+    wanted: Object,
+    start: int,
+    end: int,
+    write: Callable[[bytes], None],
+    *,
+    within_s: float,
+) -> None:
+    """Hand bytes `start` to `end` (excluded) of a pinned object to `write`, in pieces, in order.
+
+    CutError when the body breaks off or takes longer than `within_s` after its start; DataError
+    when the object changed or vanished since it was listed; else as in `list_objects`.
     """
-    objects = list_objects(uri) if objects is None else objects
-    targets = [inside(folder, o["path"], uri) for o in objects]
-    _refuse_clashes(objects, uri)
-    fetch = _fetch_s3 if uri.startswith("s3://") else _fetch_file
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(functools.partial(fetch, uri), objects, targets))
-    return targets
+    where = f"{uri}/{wanted['path']}"
+    response = _asked(uri, wanted, "get_object", Range=f"bytes={start}-{end - 1}")
+    body, left, by = response["Body"], end - start, time.monotonic() + within_s
+    try:
+        if response["ContentLength"] != left:
+            raise CutError(f"{where}: asked for {left} bytes, offered {response['ContentLength']}.")
+        while left and (piece := _piece(body, where)):
+            write(piece)
+            left -= len(piece)
+            if time.monotonic() > by:
+                raise CutError(f"{where}: too slow; {left} bytes of a part did not come in time.")
+    finally:
+        body.close()
+    if left:
+        raise CutError(f"{where}: S3 ended a body {left} bytes early.")
 
 
-def upload(source: Path, uri: str) -> list[str]:
-    """Send a file or all files of a folder below an address; their paths there, sorted.
+def _piece(body: Any, where: str) -> bytes:
+    """The next bytes of a body, as many as there are; none at its end."""
+    from botocore.exceptions import BotoCoreError
+    from urllib3.exceptions import HTTPError
 
-    A file goes to `<uri>/<its name>`. UserError and TemporaryError as in `list_objects`.
+    try:  # the public read() would wait for a trickle without an end
+        return bytes(body._raw_stream.read1(CHUNK_BYTES))
+    except (BotoCoreError, HTTPError, OSError) as error:
+        raise CutError(f"{where}: the connection broke: {type(error).__name__}.") from None
+
+
+def has_md5(uri: str, wanted: Object) -> bool:
+    """Whether a pinned object's ETag is the MD5 of its bytes: not in parts, not encrypted by KMS.
+
+    Errors as in `read`.
     """
-    if not source.exists():
-        raise UserError(f"{source}: no such file or folder; expected something to upload.")
-    files = [source] if source.is_file() else sorted(p for p in source.rglob("*") if p.is_file())
-    start = source.parent if source.is_file() else source
-    names = [p.relative_to(start).as_posix() for p in files]
-    send = _send_s3 if uri.startswith("s3://") else _send_file
-    with ThreadPoolExecutor(WORKERS) as pool:
-        list(pool.map(functools.partial(send, uri), files, names))
-    return names
+    if not re.fullmatch(r"[0-9a-f]{32}", wanted["etag"]):
+        return False
+    said = _asked(uri, wanted, "head_object")
+    return "kms" not in said.get("ServerSideEncryption", "") and "SSECustomerAlgorithm" not in said
+
+
+def send(path: Path, uri: str, name: str) -> None:
+    """Upload a file as an object below an address; it is seen when it is whole, not before.
+
+    UserError and TemporaryError as in `list_objects`.
+    """
+    bucket, prefix = split(uri)
+    with answered(f"{uri}/{name}"):
+        _client().upload_file(str(path), bucket, f"{prefix}/{name}" if prefix else name)
 
 
 def remove(uri: str) -> None:
     """Delete all objects below `s3://bucket/prefix/`. Errors as in `list_objects`."""
-    bucket, prefix = _split(uri)
+    bucket, prefix = split(uri)
     names = [f"{prefix}/{o['path']}" for o in list_objects(uri)]
-    with _answered(uri):
+    with answered(uri):
         for first in range(0, len(names), 1000):  # the most that one request may name
             keys = [{"Key": name} for name in names[first : first + 1000]]
             _client().delete_objects(Bucket=bucket, Delete={"Objects": keys, "Quiet": True})
 
 
-def inside(folder: Path, path: str, uri: str) -> Path:
-    """Where a listed object lies in a folder. DataError when its name would leave the folder."""
-    parts = path.split("/")
-    plain = not (set(parts) & {"", ".", ".."} or re.search(r"[\\\0]", path))
-    target = folder.joinpath(*parts) if plain else folder
-    if not plain or not target.resolve().is_relative_to(folder.resolve()):  # a link may lead out
-        raise DataError(
-            f"{uri}: object {path!r} would be written outside {folder}; expected a plain relative "
-            "path. Nothing was written; rename or remove that object."
-        )
-    return target
-
-
-def _refuse_clashes(objects: list[Object], uri: str) -> None:
-    """In S3 `a` and `a/b` can both be objects; as files they cannot."""
-    names = {o["path"] for o in objects}
-    for name in sorted(names):
-        parent = name.rpartition("/")[0]
-        while parent:
-            if parent in names:
-                raise DataError(f"{uri}: {parent!r} and {name!r} are both objects; rename one.")
-            parent = parent.rpartition("/")[0]
-
-
-def _list_folder(folder: Path) -> list[Object]:
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; expected a folder or s3://bucket/prefix.")
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    found: list[Object] = [
-        {
-            "path": path.relative_to(folder).as_posix(),
-            "size": path.stat().st_size,
-            "version": str(path.stat().st_mtime_ns),
-        }
-        for path in files
-    ]
-    return sorted(found, key=lambda o: o["path"])
-
-
-def _fetch_file(uri: str, wanted: Object, target: Path) -> None:
-    source = Path(uri) / wanted["path"]
-    try:
-        state = source.stat()
-    except FileNotFoundError:
-        raise _changed(uri, wanted) from None
-    if (state.st_size, str(state.st_mtime_ns)) != (wanted["size"], wanted["version"]):
-        raise _changed(uri, wanted)
-    if target.is_file() and target.stat().st_mtime_ns == state.st_mtime_ns:
-        return
-    _copy(source, target)
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.copy2(source, partial)
-    partial.replace(target)
-
-
-def _fetch_s3(uri: str, wanted: Object, target: Path) -> None:
-    """One object, from where an earlier attempt ended; the version is part of what is partial."""
-    if _is_same(target, wanted):
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(f"{uri}\0{wanted['version']}\0{wanted['size']}".encode()).hexdigest()
-    partial = target.with_name(f".{target.name}.{mark[:12]}.partial")
-    for other in target.parent.glob(f".{glob.escape(target.name)}.*.partial"):
-        if other != partial:
-            other.unlink()
-    with partial.open("ab") as out:
-        _fetch_parts(uri, wanted, out)
-    partial.replace(target)
-
-
-def _fetch_parts(uri: str, wanted: Object, out: BinaryIO) -> None:
-    bucket, prefix = _split(uri)
-    asked = {"Bucket": bucket, "Key": f"{prefix}/{wanted['path']}".lstrip("/")}
-    asked["IfMatch"] = f'"{wanted["version"]}"'
-    while (start := out.tell()) < wanted["size"]:
-        end = min(start + PART_BYTES, wanted["size"]) - 1
-        part = _body(uri, wanted, asked | {"Range": f"bytes={start}-{end}"})
-        if len(part) != end - start + 1:
-            raise _changed(uri, wanted)
-        out.write(part)
-
-
-def _body(uri: str, wanted: Object, asked: dict[str, str]) -> bytes:
-    """The bytes of one request; botocore repeats the request, a cut while reading is ours."""
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    for attempt in range(1, ATTEMPTS + 1):
-        with _answered(f"{uri}/{wanted['path']}"):
-            try:
-                return bytes(_client().get_object(**asked)["Body"].read())
-            except ClientError as error:
-                if error.response["Error"]["Code"] in GONE:
-                    raise _changed(uri, wanted) from error
-                raise
-            except (BotoCoreError, OSError):
-                if attempt == ATTEMPTS:
-                    raise
-                time.sleep(0.25 * 2**attempt)
-    raise AssertionError("unreachable: the last attempt returns or raises")
-
-
-def _is_same(target: Path, wanted: Object) -> bool:
-    """Whether a file has the content already; an ETag that is no MD5 cannot say so."""
-    if not target.is_file() or target.stat().st_size != wanted["size"]:
-        return False
-    with target.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest() == wanted["version"]
-
-
-def _send_file(uri: str, path: Path, name: str) -> None:
-    _copy(path, Path(uri) / name)
-
-
-def _send_s3(uri: str, path: Path, name: str) -> None:
-    """S3 shows an object only when it is whole, also one of many parts."""
-    bucket, prefix = _split(uri)
-    with _answered(f"{uri}/{name}"):
-        _client().upload_file(str(path), bucket, f"{prefix}/{name}".lstrip("/"))
-
-
-def _changed(uri: str, wanted: Object) -> DataError:
+def changed(uri: str, wanted: Object) -> DataError:
+    """The error for an object that is not what was listed."""
+    pinned = f"version {wanted['version_id']}, " if wanted["version_id"] else ""
     return DataError(
         f"{uri}: object {wanted['path']!r} changed or vanished since it was listed (expected "
-        f"{wanted['size']} bytes, version {wanted['version']}). List again (`wamflow snapshot`)."
+        f"{wanted['size']} bytes, {pinned}ETag {wanted['etag']}). List again (`wamflow snapshot`)."
     )
 
 
-def _split(uri: str) -> tuple[str, str]:
-    """(bucket, prefix). UserError for an address that is none, never repeating a password in it."""
-    parts = urlsplit(uri)
-    if not parts.netloc or "@" in parts.netloc or parts.query or parts.fragment:
-        shown = uri.rpartition("@")[2]
-        raise UserError(f"{shown}: expected s3://bucket/prefix, without credentials.")
-    return parts.netloc, parts.path.strip("/")
+def _asked(uri: str, wanted: Object, method: str, **more: str) -> dict[str, Any]:
+    """The answer to a request for one pinned object."""
+    from botocore.exceptions import ClientError
+
+    bucket, prefix = split(uri)
+    key = f"{prefix}/{wanted['path']}" if prefix else wanted["path"]
+    more |= {"VersionId": wanted["version_id"]} if wanted["version_id"] else {}
+    with answered(f"{uri}/{wanted['path']}"):
+        try:
+            asked = {"Bucket": bucket, "Key": key, "IfMatch": f'"{wanted["etag"]}"', **more}
+            return dict(getattr(_client(), method)(**asked))
+        except ClientError as error:
+            if error.response["Error"]["Code"] in CHANGED:
+                raise changed(uri, wanted) from error
+            raise
 
 
 def _client() -> Any:
-    return _connected(os.environ.get("AWS_ENDPOINT_URL"), ATTEMPTS)
+    settings = {k: v for k, v in os.environ.items() if k.startswith("AWS_")}
+    return _connected(tuple(sorted(settings.items())), ATTEMPTS)
 
 
 @functools.cache
-def _connected(endpoint: str | None, attempts: int) -> Any:
-    """One client for all threads; keys come from the environment, files or the machine's role."""
+def _connected(settings: tuple[tuple[str, str], ...], attempts: int) -> Any:
+    """One client for all threads, made again when the settings change."""
     import boto3
     from botocore.config import Config
 
     config = Config(
         retries={"mode": "standard", "total_max_attempts": attempts},
-        connect_timeout=10,
-        read_timeout=60,
-        max_pool_connections=4 * WORKERS,
+        connect_timeout=CONNECT_S,
+        read_timeout=SILENCE_S,
+        max_pool_connections=CONNECTIONS,
+        response_checksum_validation="when_required",  # of ranges, not every server sends them
     )
-    return boto3.session.Session().client("s3", endpoint_url=endpoint, config=config)
-
-
-@contextmanager
-def _answered(where: str) -> Iterator[None]:
-    """S3's errors as ours: what a person must correct, or what another attempt may cure."""
-    from boto3.exceptions import Boto3Error
-    from botocore import exceptions as boto
-
-    wrong = (
-        boto.NoCredentialsError,
-        boto.PartialCredentialsError,
-        boto.ParamValidationError,
-        boto.NoRegionError,
-        boto.ProfileNotFound,
-    )
-    try:
-        yield
-    except boto.ClientError as error:
-        raise _refused(where, error.response) from error
-    except wrong as error:
-        raise UserError(f"{where}: {error}. Set the bucket, AWS_ENDPOINT_URL and keys.") from error
-    except Boto3Error as error:  # an upload wraps what S3 said
-        if isinstance(error.__context__, boto.ClientError):
-            raise _refused(where, error.__context__.response) from error
-        raise TemporaryError(f"{where}: {error}") from error
-    except (boto.BotoCoreError, ConnectionError, TimeoutError) as error:
-        raise TemporaryError(f"{where}: S3 gave no answer: {error}") from error
-
-
-def _refused(where: str, response: dict[str, Any]) -> Exception:
-    """By status: 5xx and throttling pass, the rest is for a person."""
-    said = response.get("Error", {})
-    code, status = said.get("Code", ""), response["ResponseMetadata"].get("HTTPStatusCode", 0)
-    why = f"{where}: S3 says {code} ({status}): {said.get('Message', '')}"
-    if status >= 500 or status == 429 or code in ("SlowDown", "RequestTimeout"):
-        return TemporaryError(f"{why}. It may pass; try again later.")
-    return UserError(f"{why}. Check the bucket's name, AWS_ENDPOINT_URL, the region and the keys.")
+    return boto3.session.Session().client("s3", config=config)

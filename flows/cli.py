@@ -134,19 +134,22 @@ def record(
 
 @app.command()
 def inspect(
-    uri: Annotated[str, typer.Argument(help="Folder of recordings, of any known format.")],
-    episodes: Annotated[int, typer.Option(min=1, help="At most so many are looked at.")] = 100,
+    uri: Annotated[
+        str, typer.Argument(help="Folder or s3://bucket/prefix of recordings, of any known format.")
+    ],
+    episodes: Annotated[
+        int | None,
+        typer.Option(min=1, help="At most so many are looked at: 100, in S3 8."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show what a source holds: format, signals, cameras, and one warning for each oddity."""
-    from components.ingestion import inspect as inspecting
+    from flows import inspection
 
-    found = inspecting.inspect(uri, episodes)
+    found = inspection.look(uri, episodes)
     if as_json:
         print(found.model_dump_json(indent=2))
         return
-    from flows import inspection
-
     _show("", inspection.render(found))
 
 

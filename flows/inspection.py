@@ -2,18 +2,43 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from itertools import groupby
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from components.errors import UserError
+
 if TYPE_CHECKING:
     from components.ingestion.inspect import Camera, Dimension, Inspection
 
 LONG = 12  # names of one unit that are spelled out
 TASKS = 3
+EPISODES, EPISODES_IN_S3 = 100, 8  # looked at, unless somebody says how many
+
+
+def look(uri: str, episodes: int | None) -> Inspection:
+    """Inspect a source. Objects of S3 stay with the project's, or nowhere outside of a project.
+
+    UserError or DataError when there is none; TemporaryError when S3 does not answer.
+    """
+    from components.ingestion.inspect import inspect
+    from flows import workspace
+
+    if not uri.startswith("s3://"):
+        return inspect(uri, episodes or EPISODES)
+    with tempfile.TemporaryDirectory() as nowhere:
+        try:
+            kept = workspace.shared(workspace.project())
+        except UserError:
+            kept = Path(nowhere)
+        os.environ.setdefault("WAMFLOW_STORE", str(kept))
+        return inspect(uri, episodes or EPISODES_IN_S3)
 
 
 def render(found: Inspection) -> RenderableType:

@@ -1,5 +1,7 @@
 """The state of the sources as a file: every object with size and digest, in `inputs/sources.json`.
 
+Objects in S3 have their ETag, and their version where the bucket keeps versions; nothing of them is
+downloaded, and no key or endpoint is written.
 It is ingestion's dependency, so DVC sees that something is new, and history says what was there.
 Digests are remembered in `.wamflow/digests.sqlite` by path, size, both times and inode, so that a
 second snapshot reads nothing; a file that changed in the last seconds is always read.
@@ -17,6 +19,7 @@ from typing import Any
 
 from components.errors import UserError
 from components.outputs import sha256, write_json
+from components.s3_failures import hidden
 
 SETTLED_S = 2.0  # a younger file could change again within one tick of its clock
 
@@ -26,8 +29,8 @@ def sources(values: dict[str, dict[str, Any]]) -> list[str]:
     found = values.get("ingestion", {}).get("sources")
     if not isinstance(found, list) or not all(isinstance(address, str) for address in found):
         raise UserError(
-            f"params.yaml: ingestion.sources: expected a list of folders; got {found!r}. "
-            "Write it as [folder, folder]."
+            "params.yaml: ingestion.sources: expected a list of folders and s3:// addresses; got "
+            f"{found!r}. Write it as [folder, s3://bucket/prefix]."
         )
     return found
 
@@ -35,7 +38,8 @@ def sources(values: dict[str, dict[str, Any]]) -> list[str]:
 def write(sources: list[str], base: Path, target: Path, shared: Path) -> Path:
     """List all sources (relative ones lie in `base`) into `target`; `shared` keeps the digests.
 
-    UserError names a source that is no folder, missing, empty or unreadable.
+    UserError names a source that is missing, empty or unreadable; TemporaryError when S3 does not
+    answer.
     """
     with closing(_digests(shared)) as known, known:
         listed = [_source(address, base, known) for address in sources]
@@ -46,10 +50,13 @@ def write(sources: list[str], base: Path, target: Path, shared: Path) -> Path:
 def _source(address: str, base: Path, known: sqlite3.Connection) -> dict[str, Any]:
     """One source: absolute address, name (the address's last part), objects sorted by path."""
     if address.startswith("s3://"):
+        from components.ingestion import bucket
+
+        return bucket.listed(address).model_dump(exclude_defaults=True)
+    if "://" in address:
         raise UserError(
-            f"source {address}: expected a folder; recordings are not read from S3, which only "
-            "joins machines. Bring them here (`aws s3 sync`), and name that folder in "
-            "`ingestion.sources` of params.yaml."
+            f"source {hidden(address)}: expected a folder or s3://bucket/prefix. Other "
+            "servers that speak S3 are named by AWS_ENDPOINT_URL."
         )
     folder = (base / Path(address).expanduser()).resolve()
     objects = list(_local(folder, known))
@@ -62,8 +69,8 @@ def _local(folder: Path, known: sqlite3.Connection) -> Iterator[dict[str, Any]]:
     """Files of a folder with their digests; hidden files and folders are no data."""
     if not folder.is_dir():
         raise UserError(
-            f"source {folder}: no such folder; expected a LeRobot data set. Correct "
-            "`ingestion.sources` in params.yaml, or record one: `wamflow record --help`."
+            f"source {folder}: no such folder; expected recordings there, or s3://bucket/prefix. "
+            "Correct `ingestion.sources` in params.yaml, or record one: `wamflow record --help`."
         )
     for path in sorted(_files(folder), key=lambda p: p.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix()

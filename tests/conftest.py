@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.faulty_s3 import FaultyS3
+
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT.parent / "shared"
 
@@ -115,6 +117,41 @@ def prefect_api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         os.environ.clear()
         os.environ.update(before)
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """One S3 server for all tests that ask for a bucket."""
+    from tests.servers import s3
+
+    with s3() as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A bucket of its own for each test, reached through the environment as in production."""
+    import boto3
+
+    from tests.servers import KEYS, REGION
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in (KEYS | REGION | {"AWS_ENDPOINT_URL": s3_server}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("WAMFLOW_STORE", str(tmp_path / "store"))
+    name = f"b{abs(hash(str(tmp_path)))}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+@pytest.fixture
+def faulty(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyS3]:
+    """The way to the bucket leads through a proxy that can fail and counts."""
+    found = FaultyS3(s3_server)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
+    yield found
+    found.close()
 
 
 def wamflow(

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from importlib.resources import files
 from typing import Any
 
+import boto3
 import kmock
 import kubernetes_validate
 
@@ -57,6 +58,13 @@ def s3(**settings: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=10)
+
+
+def put(url: str, bucket: str, objects: dict[str, bytes]) -> None:
+    """Objects in a bucket, past any proxy."""
+    client = boto3.client("s3", endpoint_url=url)
+    for key, body in objects.items():
+        client.put_object(Bucket=bucket, Key=key, Body=body)
 
 
 class Cluster(kmock.KubernetesEmulator):

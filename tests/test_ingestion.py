@@ -913,7 +913,7 @@ def test_addresses_and_paths_that_cannot_be_read_are_refused(tmp_path: Path) -> 
     listing = snapshot(tmp_path / "sources.json", dataset_v21(tmp_path / "d"))
     escape = [{"path": "../sources.json", "size": 1, "sha256": ""}]
     for changes, message in (
-        ({"uri": "s3://bucket/prefix"}, "expected a local folder"),
+        ({"uri": "gs://bucket/prefix"}, "expected a folder or s3://bucket/prefix"),
         ({"objects": escape, "uri": str(tmp_path / "d")}, "leaves the source"),
     ):
         with pytest.raises(WamflowError, match=message):

@@ -9,11 +9,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import boto3
 import pytest
 
-from components import outputs
-from components.errors import UserError
+from components import outputs, store
+from components.errors import TemporaryError, UserError
 from flows import snapshot
+from tests.servers import KEYS, free_port, put
 
 
 @pytest.fixture
@@ -104,6 +106,58 @@ def test_a_file_with_its_old_time_put_back_is_read_again(tmp_path: Path, source:
     assert digest in json.dumps(write(tmp_path, str(source)))
 
 
+def test_objects_of_s3_are_listed_with_their_pins(
+    tmp_path: Path, source: Path, bucket: str, s3_server: str
+) -> None:
+    """Beside a folder; without keys, server or clock, and the same when listed again."""
+    objects = {
+        "robot/b.bin": b"b" * 1000,
+        "robot/meta/info.json": b"{}",
+        "robot/.git/x": b"no data",
+    }
+    put(s3_server, bucket, objects | {"robot/../up": b"evil", "robot/meta/": b""})
+    listed = write(tmp_path, str(source), f"s3://{bucket}/robot/")["sources"]
+    md5 = {name: hashlib.md5(body).hexdigest() for name, body in objects.items()}
+    assert listed[1] == {
+        "uri": f"s3://{bucket}/robot",
+        "name": "robot",
+        "objects": [
+            {"path": "b.bin", "size": 1000, "etag": md5["robot/b.bin"]},
+            {"path": "meta/info.json", "size": 2, "etag": md5["robot/meta/info.json"]},
+        ],
+        "aside": [
+            {"path": "../up", "detail": "its name leaves the source, or ends as a folder's does"}
+        ],
+    }
+    target = tmp_path / "inputs/sources.json"
+    before = target.read_bytes()
+    write(tmp_path, str(source), f"s3://{bucket}/robot")
+    assert target.read_bytes() == before
+    assert not any(word.encode() in before for word in (*KEYS.values(), s3_server))
+    versions = {"Status": "Enabled"}
+    boto3.client("s3").put_bucket_versioning(Bucket=bucket, VersioningConfiguration=versions)
+    put(s3_server, bucket, objects)
+    (again,) = write(tmp_path, f"s3://{bucket}/robot")["sources"]
+    assert all(o["version_id"] and o["etag"] for o in again["objects"])
+    assert not (tmp_path / "store").exists(), "nothing is downloaded"
+
+
+def test_what_is_wrong_with_a_source_in_s3_is_said(
+    tmp_path: Path, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(s3_server, bucket, {"robot/.hidden": b"no data"})
+    for missing in ("nowhere", "robot"):
+        with pytest.raises(UserError, match=f"{bucket}/{missing}: no object below.*correct"):
+            write(tmp_path, f"s3://{bucket}/{missing}")
+    with pytest.raises(UserError, match=r"nobody-made-this.*NoSuchBucket"):
+        write(tmp_path, "s3://nobody-made-this")
+    monkeypatch.setattr(store, "ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free_port()}")
+    with pytest.raises(TemporaryError, match=bucket):
+        write(tmp_path, f"s3://{bucket}")
+    assert not (tmp_path / "inputs/sources.json").exists(), "no half-written listing"
+
+
 def test_what_is_wrong_with_a_source_is_said(tmp_path: Path, source: Path) -> None:
     target = tmp_path / "inputs/sources.json"
     with pytest.raises(UserError, match="no such folder"):
@@ -111,6 +165,6 @@ def test_what_is_wrong_with_a_source_is_said(tmp_path: Path, source: Path) -> No
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty"):
         write(tmp_path, str(source), "empty")
-    with pytest.raises(UserError, match=r"source s3://bucket/set: expected a folder"):
-        write(tmp_path, "s3://bucket/set")
+    with pytest.raises(UserError, match=r"source gs://bucket/set: expected a folder or s3://"):
+        write(tmp_path, "gs://bucket/set")
     assert not target.exists(), "no half-written listing"

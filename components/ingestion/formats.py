@@ -16,21 +16,21 @@ FORMATS = (lerobot_v3, lerobot_v2, rlds, hdf5, mcap, rosbag2)
 def open_source(source: Source, min_camera_share: float) -> Reader:
     """The reader that knows the source's layout. DataError when none does or it is empty."""
     source.check_sizes()
-    holding = [module for module in FORMATS if module.holds(source)]
-    if not holding and (old := magic.files(source, b"#ROSBAG V", (".bag",))):
+    holding = next((module for module in FORMATS if module.holds(source)), None)
+    if holding is None and (old := magic.files(source, b"#ROSBAG V", (".bag",))):
         raise DataError(
             f"ingestion: source {source.uri}: {old[0]} is a ROS 1 bag, which is not read; convert "
             "it with `rosbags-convert --src IN.bag --dst OUT` (package rosbags)."
         )
-    if not holding and "meta/info.json" not in source.listed:
+    if holding is None and "meta/info.json" not in source.listed:
         raise DataError(
             f"ingestion: source {source.uri}: no known format in {len(source.objects)} files; "
             "expected LeRobot v2 or v3.0 (meta/info.json), HDF5, RLDS (features.json with "
             "TFRecord files), MCAP or ROS 2 bags (.db3)."
         )
     reader: Reader | None = None
-    if holding:
-        reader = holding[0].Reader(source, min_camera_share)
+    if holding is not None:
+        reader = holding.Reader(source, min_camera_share)
     if reader is None or not reader.indices:
         raise DataError(
             f"ingestion: source {source.uri} is empty: expected at least one episode, got none; "

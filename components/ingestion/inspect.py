@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from pathlib import Path
 
 import av
 import numpy as np
 from pydantic import BaseModel
 
-from components import store
 from components.episodes import END_EFFECTOR, GRIPPER
-from components.ingestion import formats, oddities
+from components.ingestion import formats, oddities, unlisted
 from components.ingestion.measure import measure
 from components.ingestion.oddities import Seen
 from components.ingestion.raw import RawEpisode
-from components.ingestion.source import Object, Source
 from components.ingestion.writing import Reader
 
 LOOKED_AT = 8  # episodes whose pictures are looked at
@@ -70,23 +67,9 @@ class Inspection(BaseModel):
     warnings: list[str]
 
 
-class Folder(Source):
-    """A source that nobody has listed: files are taken as they are, without digests."""
-
-    def file(self, path: str) -> Path:
-        """The file itself."""
-        return self.root / path
-
-
 def inspect(uri: str, max_episodes: int, min_camera_share: float = 0.5) -> Inspection:
     """Look at up to `max_episodes` of a source. UserError or DataError when there is none."""
-    objects = [
-        Object(path=o["path"], size=o["size"], sha256="")
-        for o in store.list_objects(uri)
-        if not any(part.startswith(".") for part in o["path"].split("/"))
-    ]
-    source = Folder(uri=uri, name=uri.rstrip("/").rsplit("/", 1)[-1], objects=objects)
-    reader = formats.open_source(source, min_camera_share)
+    reader = formats.open_source(unlisted.opened(uri), min_camera_share)
     chosen = _spread(reader.indices, max_episodes)
     pictured = set(_spread(chosen, LOOKED_AT))
     seen: list[Seen] = []

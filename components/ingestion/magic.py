@@ -19,7 +19,6 @@ def _starts(source: Source, path: str, first: bytes) -> bool:
     if source.listed[path].size < len(first):
         return False
     try:
-        with (source.root / path).open("rb") as file:
-            return file.read(len(first)) == first
+        return source.head(path, len(first)) == first
     except OSError:
         return False

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     MISSING_VIDEO = "missing_video"
     UNREADABLE_VIDEO = "unreadable_video"
     VIDEO_LENGTH_MISMATCH = "video_length_mismatch"
+    UNSAFE_NAME = "unsafe_name"  # an object, not an episode: its name leads out of its source
     # from here on: warnings, unless a suite says that they are blocking
     CLOCK_GAPS = "clock_gaps"
     JITTER = "jitter"

@@ -1,17 +1,19 @@
 """The listed state of one source: which files there are, and that they are still what was listed.
 
-`inputs/sources.json` (written by `wamflow snapshot`) names every object with its size and digest.
-Only listed objects exist for ingestion; one that vanished or changed since is an error.
+`inputs/sources.json` (written by `wamflow snapshot`) names every object with its size and digest,
+or in S3 its ETag and version. Only listed objects exist for ingestion; one that vanished or changed
+since is an error. `bucket.py` is the same for a source in S3.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from components.errors import DataError, UserError
 from components.outputs import sha256
@@ -21,24 +23,44 @@ class Object(BaseModel, frozen=True):
     """One file of a source; `path` is relative to the source's address."""
 
     path: str
-    size: int
-    sha256: str
+    size: int = Field(ge=0)
+    sha256: str = ""  # of a local file
+    etag: str = ""  # of an object in S3
+    version_id: str = ""  # the same, where the bucket keeps versions
+
+    @property
+    def content(self) -> str:
+        """The same for equal bytes, as far as the listing says; empty where it says nothing."""
+        return self.sha256 or self.etag
+
+    @property
+    def version(self) -> str:
+        """What changes with the content, as it was listed."""
+        return self.sha256 or f"{self.version_id} {self.etag}"
+
+
+class Aside(BaseModel, frozen=True):
+    """An object that no reader is shown, and why."""
+
+    path: str
+    detail: str
 
 
 class Source(BaseModel):
-    """One address with all its objects."""
+    """One folder with all its objects."""
 
     uri: str
     name: str
     objects: list[Object]
+    aside: list[Aside] = []
 
     @cached_property
     def root(self) -> Path:
         """The source's folder. UserError for another kind of address, DataError when it is gone."""
         if "://" in self.uri:
             raise UserError(
-                f"ingestion: source {self.uri}: expected a local folder; "
-                "copy the recordings to a folder and name that one in ingestion.sources."
+                f"ingestion: source {self.uri}: expected a folder or s3://bucket/prefix; "
+                "correct ingestion.sources and run `wamflow snapshot`."
             )
         root = Path(self.uri)
         if not root.is_dir():
@@ -82,11 +104,19 @@ class Source(BaseModel):
     def same(self, first: str, second: str) -> bool:
         """Whether two listed objects have equal bytes, as far as the listing says."""
         a, b = self.listed[first], self.listed[second]
-        return first == second or (a.size == b.size and a.sha256 == b.sha256 != "")
+        return first == second or (a.size == b.size and a.content == b.content != "")
+
+    def fetch(self, paths: Iterable[str] | None = None) -> None:
+        """Bring objects (default: all) that will be asked for; a folder's are here already."""
+
+    def head(self, path: str, count: int) -> bytes:
+        """The first bytes of an object, unchecked; fewer where it is shorter. OSError if gone."""
+        with (self.root / path).open("rb") as file:
+            return file.read(count)
 
     def version(self, paths: list[str]) -> str:
-        """Digest (20 hexadecimal digits) of some objects as they were listed."""
-        lines = [f"{path}\0{self.listed[path].sha256}\n" for path in sorted(set(paths))]
+        """Digest (20 hexadecimal digits) of some objects as they were listed; reads nothing."""
+        lines = [f"{path}\0{self.listed[path].version}\n" for path in sorted(set(paths))]
         return hashlib.sha256("".join(lines).encode()).hexdigest()[:20]
 
     def _size_fault(self, item: Object) -> str | None:
@@ -120,9 +150,18 @@ def load(path: Path) -> list[Source]:
         ) from None
     except (ValueError, ValidationError) as error:
         raise UserError(
-            f"{path}: expected {{sources: [{{uri, name, objects: [{{path, size, sha256}}]}}]}}; "
-            f"got {' '.join(str(error).split())[:300]}; write it with `wamflow snapshot`."
+            f"{path}: expected {{sources: [{{uri, name, objects: [{{path, size, sha256 or "
+            f"etag}}]}}]}}; got {' '.join(str(error).split())[:300]}; write it with "
+            "`wamflow snapshot`."
         ) from None
     if not listing.sources:
         raise UserError(f"{path}: no source; name one in ingestion.sources of params.yaml.")
-    return listing.sources
+    return [_of_its_kind(source) for source in listing.sources]
+
+
+def _of_its_kind(source: Source) -> Source:
+    if not source.uri.startswith("s3://"):
+        return source
+    from components.ingestion.bucket import Bucket
+
+    return Bucket(**dict(source))

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from components import records, report
 from components.errors import DataError
 from components.ingestion import source, suites
-from components.ingestion.reasons import Problem
+from components.ingestion.reasons import Problem, Reason
 from components.ingestion.suites import Change
 from components.outputs import whole_folder
 
@@ -29,7 +29,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     """Values of the section `ingestion`."""
 
     sources: list[str] = Field(
-        min_length=1, description="Folders of recordings; relative ones to the main checkout."
+        min_length=1,
+        description="Folders or s3://bucket/prefix addresses of recordings; relative folders start "
+        "at the main checkout.",
     )
     min_frames: int = Field(ge=2, description="Shorter episodes are kept aside, control steps.")
     max_video_frames_off: int = Field(
@@ -83,6 +85,8 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
     listed = source.load(sources)
     from components.ingestion import formats  # it imports what reads and decodes
 
+    for item in listed:
+        item.fetch()
     readers = [formats.open_source(item, config.min_camera_share) for item in listed]
     chosen = _suites(readers, config)
     facts = _measure(readers, config.sampled_pictures)
@@ -94,7 +98,8 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
     judged = list(zip(facts, verdicts, strict=True))
     rejected = [(item, v.problem) for item, v in judged if v.problem is not None]
     passed = [(item, v.warnings) for item, v in judged if v.problem is None]
-    reasons = dict(sorted(Counter(problem.reason.value for _, problem in rejected).items()))
+    kept_aside = _aside(rejected) + _left_out(listed)
+    reasons = dict(sorted(Counter(str(row["reason"]) for row in kept_aside).items()))
     if not passed:
         raise DataError(
             f"ingestion: none of {len(facts)} episodes passed the checks; reasons: {reasons}; "
@@ -110,15 +115,13 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
             data_file_mb=config.data_file_mb,
             video_file_mb=config.video_file_mb,
         )
-        records.write(
-            aside / "quarantine.parquet", _aside(rejected), records.QUARANTINE, "source_uri"
-        )
+        records.write(aside / "quarantine.parquet", kept_aside, records.QUARANTINE, "source_uri")
     return Report(
         episodes=len(rows),
         frames=sum(row["n_frames"] for row in rows),
         duration_s=round(sum(row["duration_s"] for row in rows), 6),
         duplicates=len(passed) - len(accepted),
-        quarantined=len(rejected),
+        quarantined=len(kept_aside),
         reasons=reasons,
         flagged=dict(sorted(Counter(name for _, said in passed for name in said).items())),
         embodiments=dict(sorted(Counter(row["embodiment"] for row in rows).items())),
@@ -155,6 +158,20 @@ def _aside(rejected: list[tuple[Facts, Problem]]) -> list[dict[str, object]]:
             "detail": problem.detail,
         }
         for facts, problem in rejected
+    ]
+
+
+def _left_out(listed: list[source.Source]) -> list[dict[str, object]]:
+    """Objects of no episode: their names alone are reason enough."""
+    return [
+        {
+            "source_uri": f"{item.uri}/{left.path}",
+            "episode_index": None,
+            "reason": Reason.UNSAFE_NAME.value,
+            "detail": left.detail,
+        }
+        for item in listed
+        for left in item.aside
     ]
 
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from components import store
+from components import folders, store
 from components.errors import UserError
 
 
@@ -28,10 +28,10 @@ def _address(*parts: str) -> str | None:
 
 
 def send(files: Sequence[Path], *parts: str) -> None:
-    """Upload files below the address; TemporaryError and UserError as `store.upload` has them."""
+    """Upload files below the address; TemporaryError and UserError as `folders.upload` has them."""
     if uri := _address(*parts):
         for file in files:
-            store.upload(file, uri)
+            folders.upload(file, uri)
 
 
 def fetch(key: str, folder: Path) -> None:
@@ -39,7 +39,7 @@ def fetch(key: str, folder: Path) -> None:
     if uri := _address(key):
         objects = store.list_objects(uri)
         marked = {o["path"].split("/")[0] for o in objects if o["path"].endswith("/commit.json")}
-        store.download(uri, folder, [o for o in objects if o["path"].split("/")[0] in marked])
+        folders.download(uri, folder, [o for o in objects if o["path"].split("/")[0] in marked])
 
 
 def remove(*parts: str) -> None:

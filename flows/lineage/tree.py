@@ -76,7 +76,8 @@ def _exposure(v: Row) -> str:
 
 def _rejected(row: Row) -> str:
     where = f"{row['tag']}: " if "tag" in row else ""
-    place = f"{row['source_uri']} (episode {row['episode_index']})"
+    number = row["episode_index"]  # none: an object of no episode
+    place = row["source_uri"] if number is None else f"{row['source_uri']} (episode {number})"
     return f"{where}rejected: {place}: {row['reason']}: {row['detail']}"
 
 
