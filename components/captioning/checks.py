@@ -11,18 +11,31 @@ import re
 from components.captioning.kinematics import OPPOSITE, Kinematics
 
 CLOSES = re.compile(
-    r"\b(grasp|grabb?|gripp?|pinch)(s|es|ing|ed)?\b|\b(clos(e|es|ed|ing)) (the |its )?gripper\b"
-    r"|\bgripper (closes|is closing)\b",
+    r"\b(grasp|grabb?|gripp?|pinch|seiz)(e|es|s|ed|ing)?\b|\bpick(s|ed|ing)? (\w+ ){0,4}?up\b"
+    r"|\btak(es?|ing) hold\b|\b(clos(e|es|ed|ing)) (the |its )?(gripper|fingers)\b"
+    r"|\b(gripper|fingers) (closes?|is closing|are closing)\b",
     re.IGNORECASE,
 )
 OPENS = re.compile(
-    r"\breleas(e|es|ed|ing)\b|\blet(s|ting)? go\b|\bopen(s|ed|ing)? (the |its )?gripper\b"
-    r"|\bgripper (opens|is opening)\b",
+    r"\breleas(e|es|ed|ing)\b|\blet(s|ting)? go\b|\bdrop(s|ped|ping)?\b"
+    r"|\bopen(s|ed|ing)? (the |its )?(gripper|fingers)\b"
+    r"|\b(gripper|fingers) (opens?|is opening|are opening)\b",
     re.IGNORECASE,
 )
-STATE = re.compile(r"\b(with the )?gripper (open|closed)\b", re.IGNORECASE)
-RESTS = re.compile(r"\b(holds? still|stands? still|waits?|idle)\b", re.IGNORECASE)
-MOVES = re.compile(r"\b(mov(e|es|ing)|reach(es)?|push(es)?|pull(s)?|lift(s)?)\b", re.IGNORECASE)
+CARRIES = re.compile(r"\b(carr(y|ies|ied|ying)|lift(s|ed|ing)? (it|the|an?))\b", re.IGNORECASE)
+STATE = re.compile(r"\b(with (the |its )?)?gripper (open|closed)\b", re.IGNORECASE)
+RESTS = re.compile(
+    r"\b(hold(s|ing)? still|stand(s|ing)? still|wait(s|ing)?|idle|idles|rest(s|ing)?)\b",
+    re.IGNORECASE,
+)
+MOVES = re.compile(
+    r"\b(mov(e|es|ing)|reach(es|ing)?|push(es|ing)?|pull(s|ing)?|lift(s|ing)?|carr(y|ies|ying)"
+    r"|retreat(s|ing)?|lower(s|ing)?|press(es|ing)?)\b",
+    re.IGNORECASE,
+)
+WARDS = re.compile(r"\b(up|down|left|right|for|back)wards?\b")
+RISES = re.compile(r"\b(lift|rais|ascend|rise)(e|es|s|ed|ing)?\b")
+SINKS = re.compile(r"\b(lower|descend|sink)(s|ed|ing)?\b")
 LATIN = 0.9  # of an English text's letters
 SENTENCE = 6  # words from which on an English text has one of the commonest
 COMMON = re.compile(
@@ -68,24 +81,31 @@ def language(text: str) -> str:
 
 def contradiction(text: str, fact: Kinematics) -> str:
     """What the text claims that did not happen; empty where nothing."""
-    states = {match[1].lower() for match in STATE.findall(text)}
+    hand, gripper, idle = fact.phase.hand, fact.phase.gripper, fact.kind == "idle"
+    states = {match[2].lower() for match in STATE.findall(text)}
     says = STATE.sub(" ", text)
-    if CLOSES.search(says) and fact.kind != "grasp":
-        return "says that the gripper closes, but nothing closed"
-    if OPENS.search(says) and fact.kind != "release":
-        return "says that the gripper opens, but nothing opened"
-    if states and fact.kind in ("motion", "idle") and fact.gripper and states != {fact.gripper}:
-        return f"says that the gripper is {' and '.join(sorted(states))}, but it is {fact.gripper}"
-    if RESTS.search(says) and fact.kind != "idle":
-        return "says that the arm rests, but it moves"
-    if MOVES.search(says) and fact.kind == "idle":
-        return "says that the arm moves, but it rests"
-    return wrong_way(says, fact)
+    claims = {
+        "the gripper closes, but nothing closed": CLOSES.search(says) and hand != "closes",
+        "the gripper opens, but nothing opened": OPENS.search(says) and hand != "opens",
+        "something is carried, but the gripper is open": CARRIES.search(says)
+        and gripper == "open"
+        and not hand,
+        f"the gripper is {' and '.join(sorted(states))}, but it is {gripper}": states
+        and gripper
+        and not hand
+        and states != {gripper},
+        "the arm rests, but it moves": RESTS.search(says) and not idle,
+        "the arm moves, but it rests": MOVES.search(says) and idle,
+    }
+    wrong = [f"says that {claim}" for claim, is_wrong in claims.items() if is_wrong]
+    return wrong[0] if wrong else wrong_way(CLOSES.sub(" ", says), fact)
 
 
 def wrong_way(text: str, fact: Kinematics) -> str:
     """A direction opposite to one that dominates the displacement, unless both are said."""
-    words = set(re.findall(r"[a-z]+", text.lower()))
+    said = WARDS.sub(lambda match: {"for": "forward"}.get(match[1], match[1]), text.lower())
+    said = SINKS.sub(" down ", RISES.sub(" up ", said))
+    words = set(re.findall(r"[a-z]+", said))
     for name in fact.directions:
         if OPPOSITE[name] in words and name not in words:
             return f"says {OPPOSITE[name]}, but it went {name}"

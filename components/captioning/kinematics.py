@@ -1,7 +1,8 @@
 """What arm and gripper did in one event: the only facts that captions may state.
 
 Directions are those of the end effector's net displacement in the robot's frame; without an end
-effector there are joints only. What the gripper did is the event's kind, found by segmentation.
+effector there are joints only. What the gripper did comes from the event's kind, found by
+segmentation, and from who moved it (`phases.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from components.captioning.phases import Phase
 from components.episodes import GRIPPER, Episode
 
 OPPOSITE = {
@@ -33,7 +35,7 @@ class Kinematics:
     """One event's facts; lengths in metres, None where the state has no end effector."""
 
     kind: str  # motion, grasp, release or idle
-    gripper: str  # open or closed at the start; empty where it never moved before
+    phase: Phase
     duration_s: float
     displacement_m: dict[str, float] | None  # direction -> positive metres, all three axes
     travelled_m: float | None
@@ -42,7 +44,7 @@ class Kinematics:
 
 
 def kinematics(
-    episode: Episode, start: int, end: int, kind: str, gripper: str, frame: Frame
+    episode: Episode, start: int, end: int, kind: str, phase: Phase, frame: Frame
 ) -> Kinematics:
     """Facts of control steps `start` to `end` (exclusive); `frame` names +x, +y and +z."""
     stop = min(end, len(episode) - 1)
@@ -50,7 +52,7 @@ def kinematics(
     place = episode.end_effector_m
     if place is None:
         return Kinematics(
-            kind, gripper, duration_s, None, None, (), moving_joints(episode, start, stop)
+            kind, phase, duration_s, None, None, (), moving_joints(episode, start, stop)
         )
     way = place[start : stop + 1].astype(np.float64)
     net = way[-1] - way[0]
@@ -63,7 +65,7 @@ def kinematics(
         n for n, d in zip(named, size, strict=True) if clear and d >= DOMINATES * size.max()
     )
     displacement = dict(zip(named, size.tolist(), strict=True))
-    return Kinematics(kind, gripper, duration_s, displacement, travelled, directions, ())
+    return Kinematics(kind, phase, duration_s, displacement, travelled, directions, ())
 
 
 def moving_joints(episode: Episode, start: int, stop: int) -> tuple[str, ...]:
@@ -73,18 +75,3 @@ def moving_joints(episode: Episode, start: int, stop: int) -> tuple[str, ...]:
     widest = float(np.ptp(episode.motion, axis=0).max(initial=0.0))
     order = np.argsort(-moved, kind="stable")
     return tuple(names[i] for i in order if moved[i] >= max(IN_PLACE * widest, SMALLEST))
-
-
-def gripper_states(kinds: list[str]) -> list[str]:
-    """Of each event in time order, whether the gripper is open or closed when it starts."""
-    states: list[str] = []
-    now = _before_first(kinds)
-    for kind in kinds:
-        states.append(now)
-        now = {"grasp": "closed", "release": "open"}.get(kind, now)
-    return states
-
-
-def _before_first(kinds: list[str]) -> str:
-    first = next((kind for kind in kinds if kind in ("grasp", "release")), "")
-    return {"grasp": "open", "release": "closed", "": ""}[first]

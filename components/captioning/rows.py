@@ -7,7 +7,6 @@ stands before both.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -18,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from components.captioning import checks as check_rules
 from components.captioning import corrected, words
 from components.captioning import kinematics as kinematics_rules
+from components.captioning import phases as phase_rules
 from components.captioning.corrected import Row
-from components.captioning.kinematics import Frame, Kinematics, gripper_states, kinematics
+from components.captioning.kinematics import Frame, Kinematics, kinematics
 from components.captioning.questions import (
     NO_ANSWER,
     Answer,
@@ -86,10 +86,10 @@ def told(
             f"control steps, its length; got {events[-1]['end_frame']}. Run segmentation again."
         )
     frame = frame_of(episode.embodiment, config)
-    states = gripper_states([event["kind"] for event in events])
+    found = phase_rules.phases(episode, events, words.verb_of(episode.task))
     facts = [
-        kinematics(episode, event["start_frame"], event["end_frame"], event["kind"], state, frame)
-        for event, state in zip(events, states, strict=True)
+        kinematics(episode, event["start_frame"], event["end_frame"], event["kind"], phase, frame)
+        for event, phase in zip(events, found, strict=True)
     ]
     texts = words.captions(episode.task, facts, [event["event_id"] for event in events])
     return Told(episode, events, facts, texts, corrected.placed(events, said)[0])
@@ -189,7 +189,7 @@ def _text(each: Told, place: int, config: Config, template: str) -> str:
         config.vlm_levels,
         task=words.sentence(each.episode.task) or "not said",
         facts=words.segment(each.facts[place], 0),
-        rule=words.action(each.facts[place]),
+        rule=words.action(each.facts[place], words.verb_of(each.episode.task)),
         longest_words=str(config.longest_words),
     )
 
@@ -209,5 +209,5 @@ def _source(module: Any) -> str:
     return Path(str(module.__file__)).read_text()
 
 
-RULES = hashlib.sha256((_source(kinematics_rules) + _source(words)).encode()).hexdigest()
+RULES = digest("".join(_source(module) for module in (kinematics_rules, phase_rules, words)))
 TEMPLATES = {level: digest("\n".join(texts)) for level, texts in words.TEMPLATES.items()}

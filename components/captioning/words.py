@@ -1,11 +1,15 @@
 """The offline captioner: kinematics and the task's own sentence become words, on four levels.
 
 The action level is canonical, since it conditions the model and names the next event at test time:
-the same behaviour gets the same words in every episode, without numbers. The segment level says
-more, in wording that varies with the event's id. Objects are named by the task's sentence only.
+the same behaviour gets the same words in every episode, without numbers. Its verb says what the
+event is for (`phases.py`): reach, grasp, release, retreat, or the deed that the task's sentence
+names. The segment level says more, in wording that varies with the event's id. Objects are named by
+the task's sentence only; what is worked on is "it".
 """
 
 from __future__ import annotations
+
+import re
 
 from components.captioning.kinematics import Kinematics
 
@@ -22,6 +26,11 @@ SEGMENT = (
 TEMPLATES = {"task": (TASK,), "subtask": (SUBTASK,), "action": (ACTION,), "segment": SEGMENT}
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 SHORTEST_SAID_M = 0.01
+FINGERS = {"closes": "closing", "opens": "opening"}
+DEEDS = re.compile(  # verbs of tasks that say what the hand does to the thing it touches
+    "press|push|pull|open|close|turn|rotate|twist|lock|unlock|slide|sweep|wipe|hammer|hit|knock"
+    "|insert|plug|unplug|fold|stir|pour|shake|flip|drag|roll|tilt|screw|unscrew|cut"
+)
 
 
 def sentence(task: str) -> str:
@@ -29,15 +38,19 @@ def sentence(task: str) -> str:
     return " ".join(task.split()).rstrip(".")
 
 
+def verb_of(task: str) -> str:
+    """The word that the task's sentence begins with, in lower case."""
+    return (sentence(task).split() or [""])[0].lower()
+
+
 def captions(task: str, facts: list[Kinematics], event_ids: list[str]) -> list[dict[str, str]]:
     """Of each event of one episode, in time order, its text by level."""
-    said = sentence(task) or "unnamed task"
-    phases = phases_of([fact.kind for fact in facts])
+    said, verb = sentence(task) or "unnamed task", verb_of(task)
     return [
         {
             "task": TASK.format(task=said),
-            "subtask": SUBTASK.format(part=part(i, len(facts)), task=said, phase=phases[i]),
-            "action": ACTION.format(task=said, action=action(fact)),
+            "subtask": SUBTASK.format(part=part(i, len(facts)), task=said, phase=subtask(fact)),
+            "action": ACTION.format(task=said, action=action(fact, verb)),
             "segment": segment(fact, int(event_id, 16)),
         }
         for i, (fact, event_id) in enumerate(zip(facts, event_ids, strict=True))
@@ -53,54 +66,47 @@ def part(index: int, count: int) -> str:
     return f"{ORDINALS[index]} part" if index < len(ORDINALS) else f"part {index + 1}"
 
 
-def phases_of(kinds: list[str]) -> list[str]:
-    """A phase for each event, from what the gripper has done so far."""
-    phases: list[str] = []
-    holding = held = False
-    for index, kind in enumerate(kinds):
-        if kind == "grasp":
-            holding, held = index > 0, held or index > 0  # closing from the start holds nothing
-            phases.append("grasp" if index else "approach")
-        elif kind == "release":
-            phases.append("release" if index else "approach")
-            holding = False
-        elif kind == "idle":
-            phases.append("wait")
-        elif holding:
-            phases.append("move while holding")
-        elif held:
-            phases.append("retreat")
-        else:
-            phases.append(_without_gripper(index, kinds))
-    return phases
+def subtask(fact: Kinematics) -> str:
+    """The event's part in the task."""
+    if fact.phase.name == "work":
+        return "move while holding" if fact.phase.holding else "act"
+    return {"reach": "approach"}.get(fact.phase.name, fact.phase.name)
 
 
-def _without_gripper(index: int, kinds: list[str]) -> str:
-    ahead = any(kind in ("grasp", "release") for kind in kinds[index:])
-    if index == 0 or ahead:
-        return "approach"
-    return "act" if index == len(kinds) - 1 else "get in place"
+def action(fact: Kinematics, task_verb: str = "") -> str:
+    """What the event does, short and canonical: `reach down while closing the gripper`."""
+    name, hand = fact.phase.name, fact.phase.hand
+    if name == "wait":
+        return "hold still" if not hand else f"hold still while {FINGERS[hand]} the gripper"
+    ways = listed(fact.directions)
+    if name == "move":
+        joints = fact.displacement_m is None and fact.moving
+        return f"move {ways}" if ways else "move the joints" if joints else "adjust the pose"
+    if name in ("reach", "retreat"):
+        return " ".join(filter(None, [name, ways, fingers(fact)]))
+    verb = {"grasp": "grasp", "release": "release"}.get(name) or work(fact, task_verb)
+    text = f"{verb} it, moving {ways}" if ways else f"{verb} it"
+    if name == "work" and hand:
+        text += f" after {FINGERS[hand]} the gripper"
+    return text
 
 
-def action(fact: Kinematics) -> str:
-    """What the event does, short and canonical: `move right and down with the gripper closed`."""
-    if fact.kind == "idle":
-        return "hold still"
-    move = movement(fact)
-    if fact.kind == "grasp":
-        return f"{move} and close the gripper" if move else "close the gripper"
-    if fact.kind == "release":
-        return f"{move} and open the gripper" if move else "open the gripper"
-    return (move or "adjust the pose") + (
-        f" with the gripper {fact.gripper}" if fact.gripper else ""
-    )
+def work(fact: Kinematics, task_verb: str) -> str:
+    """What is done to the thing: the task's own verb where that is a deed, else what is seen."""
+    if DEEDS.fullmatch(task_verb):
+        return task_verb
+    if not fact.phase.holding:
+        return "handle"
+    if fact.directions in (("up",), ("down",)):
+        return {"up": "lift", "down": "lower"}[fact.directions[0]]
+    return "carry"
 
 
-def movement(fact: Kinematics) -> str:
-    """`move ...` where something moves with a direction, else empty."""
-    if fact.displacement_m is None:
-        return "move the joints" if fact.moving else ""
-    return f"move {listed(fact.directions)}" if fact.directions else ""
+def fingers(fact: Kinematics) -> str:
+    """What the gripper does, or how it is."""
+    if fact.phase.hand:
+        return f"while {FINGERS[fact.phase.hand]} the gripper"
+    return f"with the gripper {fact.phase.gripper}" if fact.phase.gripper else ""
 
 
 def listed(names: tuple[str, ...]) -> str:
@@ -133,8 +139,6 @@ def how(fact: Kinematics) -> str:
 
 def gripper(fact: Kinematics) -> str:
     """What the gripper does meanwhile."""
-    if fact.kind == "grasp":
-        return " while the gripper closes"
-    if fact.kind == "release":
-        return " while the gripper opens"
-    return f" with the gripper {fact.gripper}" if fact.gripper else ""
+    if fact.phase.hand:
+        return f" while the gripper {fact.phase.hand}"
+    return f" with the gripper {fact.phase.gripper}" if fact.phase.gripper else ""
