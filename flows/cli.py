@@ -154,6 +154,21 @@ def inspect(
 
 
 @app.command()
+def label(
+    run: Annotated[str, typer.Argument(help="Name or branch of a run, or latest.")] = "latest",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 0,
+    browser: Annotated[bool, typer.Option(help="Open the page, where there is a screen.")] = True,
+) -> None:
+    """Correct a run's events on a local page; Ctrl-C ends it.
+
+    Corrections go to inputs/corrections/ of this checkout, and the next run uses them.
+    """
+    from flows import labelling
+
+    labelling.label(run, port, browser=browser)
+
+
+@app.command()
 def models(as_json: Json = False) -> None:
     """List the registered models."""
     from flows import registry, workspace

@@ -16,6 +16,7 @@ from components import lerobot, records
 from components.encoding import encode
 from components.episodes import Episode
 from components.lerobot import Recording
+from components.packets import Span
 
 SHARED = Path(__file__).parents[2] / "shared"
 ARM = ("ee_x", "ee_y", "ee_z", "gripper")
@@ -78,12 +79,19 @@ def film(path: Path, episode: Episode) -> Path:
     return path
 
 
-def folder(root: Path, episodes: list[Episode], films: Path | None = None) -> Path:
+def folder(
+    root: Path,
+    episodes: list[Episode],
+    films: Path | None = None,
+    spans: list[dict[str, Span]] | None = None,
+) -> Path:
     """Write `episodes` of one embodiment as `data/episodes` has them.
 
-    Without video unless `films` names a folder for scratch.
+    Without video unless `films` names a folder for scratch, or each has `spans` by camera, which
+    are joined to one file.
     """
     first = episodes[0]
+    joined = spans or [{} for _ in episodes]
     videos = [
         {"observation.images.top": film(films / f"{i}.mp4", e)} if films else {}
         for i, e in enumerate(episodes)
@@ -91,8 +99,8 @@ def folder(root: Path, episodes: list[Episode], films: Path | None = None) -> Pa
     lerobot.write(
         root / first.embodiment,
         [
-            Recording(e.task, e.timestamps_s, e.state, e.action, video)
-            for e, video in zip(episodes, videos, strict=True)
+            Recording(e.task, e.timestamps_s, e.state, e.action, video, span)
+            for e, video, span in zip(episodes, videos, joined, strict=True)
         ],
         robot_type=first.embodiment,
         fps=first.fps,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import configparser
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -91,6 +92,21 @@ class Cache:
             rows = json.loads(self.object(md5, what).read_bytes())
             self._listings[md5] = {row["relpath"]: row["md5"] for row in rows}
         return self._listings[md5]
+
+    def link(self, md5: str, what: str, target: Path) -> None:
+        """Show a folder's files at `target` as links into the cache; what it lacks, the remote has.
+
+        DataError when a listed path would leave `target`; UserError when a file is nowhere.
+        """
+        self._fetch([md5])
+        listing = self.listing(md5, what)
+        self._fetch(listing.values())
+        for name, digest in listing.items():
+            place = Path(os.path.normpath(target / name))
+            if not place.is_relative_to(target):
+                raise DataError(f"{what}: expected paths within it; its list names {name!r}.")
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(self.local(digest) or self.object(digest, f"{what}/{name}"))
 
     def sha256(self, md5: str, what: str) -> tuple[str, str]:
         """(sha256, '') of an object in the local cache, or ('', why it is not computed)."""

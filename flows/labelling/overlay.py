@@ -1,0 +1,98 @@
+"""The checkout's lists of corrections on disk: read, and added to without losing anybody's lines.
+
+Whoever saves says which version of the episode's corrections they had seen; where somebody else
+has added to it since, nothing is written. Files are replaced whole, under a lock.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from components import corrections
+from components.corrections import CaptionCorrection, EventCorrection
+from flows import locks
+
+
+@dataclass(frozen=True)
+class Said:
+    """What people said of one episode, in the order in which it counts."""
+
+    events: list[EventCorrection]
+    captions: list[CaptionCorrection]
+
+    @property
+    def version(self) -> str:
+        """Digest of all of it."""
+        text = corrections.lines([*self.events, *self.captions])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @property
+    def last_author(self) -> str:
+        """Who said the last of it; empty where nobody said anything."""
+        every: list[EventCorrection | CaptionCorrection] = [*self.events, *self.captions]
+        return max(every, key=lambda one: one.time).author if every else ""
+
+
+class ChangedError(Exception):
+    """Somebody else added to the episode's corrections; `said` is what there is now."""
+
+    def __init__(self, said: Said) -> None:
+        super().__init__("the corrections of this episode have changed")
+        self.said = said
+
+
+class Overlay:
+    """Both lists of one checkout; `shared` keeps the lock."""
+
+    def __init__(self, project: Path, shared: Path) -> None:
+        self.events, self.captions = project / corrections.EVENTS, project / corrections.CAPTIONS
+        self._lock = shared / "locks" / "corrections.lock"
+
+    def read(self) -> dict[str, Said]:
+        """Every corrected episode. UserError names the lines that are malformed."""
+        events = corrections.read(self._there(self.events), EventCorrection)
+        captions = corrections.read(self._there(self.captions), CaptionCorrection)
+        ids = sorted({*events, *captions})
+        return {i: Said(events.get(i, []), captions.get(i, [])) for i in ids}
+
+    def of(self, episode_id: str) -> Said:
+        """One episode's corrections."""
+        return self.read().get(episode_id, Said([], []))
+
+    def add(
+        self,
+        episode_id: str,
+        version: str,
+        events: Sequence[EventCorrection],
+        captions: Sequence[CaptionCorrection],
+    ) -> None:
+        """Add lines. ChangedError when the episode's corrections are not those of `version`."""
+        with locks.waited(self._lock):
+            now = self.of(episode_id)
+            if now.version != version:
+                raise ChangedError(now)
+            for path, more in ((self.events, events), (self.captions, captions)):
+                if more:
+                    _append(path, corrections.lines(more))
+
+    @staticmethod
+    def _there(path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        return path
+
+
+def _append(path: Path, lines: str) -> None:
+    """Replace the file by itself and more lines; it is never half-written."""
+    text = path.read_text(encoding="utf-8")
+    ending = "" if not text or text.endswith("\n") else "\n"
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", newline="") as file:
+        file.write(text + ending + lines)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
