@@ -111,7 +111,7 @@ class People(BaseModel):
     corrections: int
     captions: int  # that stand in people's words
     corrections_of_other_episodes: int  # not in these recordings, so without effect
-    unplaced: int  # corrections of spans that are no event now, superseded ones not counted
+    unplaced: int  # corrections of spans that are no event now
     same_texts: float | None  # share of people's texts, accepted ones included
 
 
