@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +11,18 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 from safetensors.torch import load_file
 
 from components import records
 from components.errors import DataError, UserError
 from components.normalisation import Normalisation, quantiles
-from components.outputs import sha256, sha256_folder, write_json
+from components.outputs import sha256, write_json
 from components.params import section
 from components.pretraining import stage, view
 from components.pretraining.event_plans import event_plans
 from components.pretraining.training import noise_seed
 from components.pretraining.windows import Windows
+from tests.benchmarks import restart
 from tests.made_episodes import arm
 from tests.made_training import BATCH, CONFIG, EPISODES, STEPS, VALUES, write
 
@@ -46,67 +41,31 @@ def windows(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Windows:
     return Windows(folder, CONFIG)
 
 
-def start(data: Path, place: Path, store: Path) -> subprocess.Popen[str]:
-    """The stage as `dvc repro` would start it, in a folder of its own."""
-    place.mkdir(exist_ok=True)
-    (place / "params.yaml").write_text(yaml.safe_dump({"pretraining": VALUES}))
-    paths = [str(data / name) for name in ("episodes", "captions", "plan")]
-    return subprocess.Popen(
-        [sys.executable, "-m", "components", "pretraining", *paths, "checkpoint"],
-        cwd=place, text=True, stderr=subprocess.STDOUT, stdout=subprocess.PIPE,
-        start_new_session=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "WAMFLOW_STORE": str(store),
-                          "WANDB_MODE": "disabled"},
-    )  # fmt: skip
-
-
-def wait_for_checkpoint(store: Path, beyond: int) -> None:
-    """Until a checkpoint of more than `beyond` steps is committed."""
-    deadline = time.monotonic() + 240
-    while not any(int(p.parent.name) > beyond for p in store.rglob("commit.json")):
-        assert time.monotonic() < deadline, "no checkpoint was committed in 240 s"
-        time.sleep(0.01)
-
-
 @pytest.mark.slow
-def test_killed_and_stopped_trainings_end_as_an_undisturbed_one(data: Path, tmp_path: Path) -> None:
-    undisturbed = start(data, tmp_path / "a", tmp_path / "store_a")
-    log, _ = undisturbed.communicate(timeout=300)
-    assert undisturbed.returncode == 0, log
-    store = tmp_path / "store_b"
-    killed = start(data, tmp_path / "b", store)
-    wait_for_checkpoint(store, beyond=0)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert not (tmp_path / "b" / "checkpoint").exists()
-    stopped = start(data, tmp_path / "b", store)
-    log = ""
-    assert stopped.stdout
-    for line in stopped.stdout:  # stop it as soon as it trains
-        log += line
-        if "Muon: " in line:
-            os.kill(stopped.pid, signal.SIGTERM)
-    stopped.stdout.close()
-    code = stopped.wait(timeout=300)
-    assert code in (0, 13), log  # 0 only where the last step was done before the signal came
-    resumed = start(data, tmp_path / "b", store)
-    log, _ = resumed.communicate(timeout=300)
-    assert resumed.returncode == 0, log
-    assert "from step" in log and "from step 0" not in log
-    assert sha256_folder(tmp_path / "a/checkpoint") == sha256_folder(tmp_path / "b/checkpoint")
-    _follows_the_receipt(data, tmp_path / "a")
+def test_killed_and_stopped_trainings_end_as_an_undisturbed_one(tmp_path: Path) -> None:
+    """Two kills and two stops at random steps; `tests/benchmarks/restart.py` has more of them."""
+    with restart.projects("stage") as fresh:
+        project = fresh()
+        expected = restart.train(project, "stage", [], seed=0)
+        _follows_the_receipt(project / "tiny", project)
+        kinds = ["stop", "one", "all", "stop"]
+        plan = [restart.Disturbance(kind) for kind in kinds]
+        assert restart.train(fresh(), "stage", plan, seed=5) == expected
+    assert all(0 <= d.lost <= restart.EVERY for d in plan if d.kind != "stop"), plan
+    assert all(d.lost == 0 for d in plan if d.kind == "stop"), plan
 
 
 def _follows_the_receipt(data: Path, place: Path) -> None:
-    receipt = json.loads((place / "checkpoint/receipt.json").read_text())
+    checkpoint = place / "data/checkpoint"
+    receipt = json.loads((checkpoint / "receipt.json").read_text())
     assert receipt["plan_sha256"] == sha256(data / "plan/plan.parquet")
     assert receipt["draws"] == receipt["planned_draws"] == STEPS * BATCH
-    exposure = pq.read_table(place / "checkpoint/exposure.parquet").to_pandas()
+    exposure = pq.read_table(checkpoint / "exposure.parquet").to_pandas()
     assert (exposure["draws"] == exposure["planned_draws"]).all()
     report = json.loads((place / "metrics/pretraining.json").read_text())
     assert report["loss_last"] < report["loss_first"]
     assert report["validation_action_loss"] is not None
-    weights = load_file(place / "checkpoint/model.safetensors")
+    weights = load_file(checkpoint / "model.safetensors")
     assert all(torch.isfinite(w).all() for w in weights.values())
 
 

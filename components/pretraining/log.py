@@ -1,7 +1,11 @@
-"""What rank 0 says while it trains: lines, wandb, and afterwards its speed, all in the report."""
+"""What rank 0 says while it trains: lines, wandb, and afterwards its speed, all in the report.
+
+`WAMFLOW_LINE_EVERY_S` sets how often there is a line `step N/M ...`, a flow's source of progress.
+"""
 
 from __future__ import annotations
 
+import os
 import time
 from types import TracebackType
 
@@ -11,11 +15,11 @@ from components.pretraining.batches import Batches
 from components.pretraining.training import CURVE, Training
 from models.muon import describe
 
-LINE_EVERY_S = 10.0
+LINE_EVERY_S = float(os.environ.get("WAMFLOW_LINE_EVERY_S", "10"))
 
 
 class Log:
-    """Lines `step N/M ...` at most every 10 seconds, and one wandb run for all attempts.
+    """Lines at most every 10 seconds, and one wandb run for all attempts at a training.
 
     Other ranks are silent.
     """
@@ -38,7 +42,7 @@ class Log:
         return self
 
     def after(self, step: int) -> None:
-        """Log one step; a line every 10 seconds and at the end."""
+        """Log one step; a line now and then, and at the end."""
         if self.run is None:
             return
         self.steps += 1
