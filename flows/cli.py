@@ -208,6 +208,22 @@ def trace(
         raise typer.Exit(backwards.findings.exit_code)
 
 
+@app.command()
+def show(
+    event: Annotated[str, typer.Argument(help="Event id, or the unique beginning of one.")],
+    run: Annotated[str, typer.Option(help="Name of a run; the latest unless given.")] = "",
+    revision: Annotated[str, typer.Option(help="Commit, branch or model instead.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Show where an event and its captions came from, and which models learned from it."""
+    from flows import workspace
+    from flows.lineage import events, trace, tree
+
+    found = events.show(workspace.project(), event, revision, run)
+    _show(trace.to_json(found), None if as_json else tree.render_event(found))
+    raise typer.Exit(found.findings.exit_code)
+
+
 def _run_flow(
     changes: dict[str, dict[str, Any]],
     revision: str,

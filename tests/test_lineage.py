@@ -18,8 +18,11 @@ import pandas as pd
 import pytest
 import yaml
 from rich.console import Console, RenderableType
+from typer.testing import CliRunner
 
 from components.errors import DataError, UserError
+from flows import cli
+from flows.lineage import events as event_lineage
 from flows.lineage import history
 from flows.lineage import trace as lineage
 from flows.lineage import tree as lineage_tree
@@ -453,3 +456,117 @@ def test_fifty_versions_of_a_thousand_episodes_are_traced_within_three_seconds(
     start_s = time.perf_counter()
     assert len(lineage.trace_model(repo, "wam").episodes) == 1000
     assert time.perf_counter() - start_s < 3
+
+
+# --- one event -----------------------------------------------------------------------------------
+
+
+def rows_of(past: Path, run: str, path: str, event: str) -> list[dict[str, Any]]:
+    table = pd.read_parquet(past.parent / run / "data" / path)
+    return table[table["event_id"] == event].to_dict("records")
+
+
+def test_an_event_leads_to_its_recording_its_words_and_its_models(past: Path) -> None:
+    events = pd.read_parquet(past.parent / "third" / "data/events/events.parquet")
+    manifest = pd.read_parquet(past.parent / "third" / "data/episodes/manifest.parquet")
+    for event in events["event_id"][:5]:
+        found = event_lineage.show(past, event, name="third")
+        (row,) = rows_of(past, "third", "events/events.parquet", event)
+        assert found.event["episode_id"] == row["episode_id"]
+        assert (found.event["start_s"], found.event["end_s"]) == (row["start_s"], row["end_s"])
+        of = manifest.set_index("episode_id").loc[row["episode_id"]]
+        assert found.recording["source_uri"] == of["source_uri"]
+        assert [c["level"] for c in found.captions] == ["task", "action"]
+        assert {c["captioner"] for c in found.captions} == {"test"}
+        assert found.clusters["action_cluster"] == 1
+        (planned,) = rows_of(past, "third", "plan/plan.parquet", event)
+        assert found.plan["draws"] == planned["draws"]
+        assert {s["name"] for s in found.stages} == {"segmentation", "captioning"}
+        for model in found.models:
+            (planned,) = rows_of(past, RUNS[model["tag"]], "plan/plan.parquet", event)
+            (real,) = rows_of(past, RUNS[model["tag"]], "checkpoint/exposure.parquet", event)
+            assert (model["planned"], model["draws"]) == (planned["draws"], real["draws"])
+        assert [m["tag"] for m in found.models] == [
+            tag for tag, run in RUNS.items() if rows_of(past, run, "plan/plan.parquet", event)
+        ]
+        assert found.findings.exit_code == 0 and found.findings.hold > 0
+        assert event_lineage.show(past, event[:12], revision="wam@v0.0.3").event == found.event
+
+
+def test_the_latest_run_is_asked_unless_one_stands_in_another(past: Path) -> None:
+    events = pd.read_parquet(past.parent / "third" / "data/events/events.parquet")
+    event = events["event_id"][0]
+    latest = event_lineage.show(past, event)
+    assert latest.run == "run/third"
+    assert event_lineage.show(past, event, revision="wam").commit == latest.commit
+    assert event_lineage.show(past.parent / "first", event).run == "run/first"
+    assert event_lineage.show(past, event, name="second").run == "run/second"
+
+
+def test_what_names_no_event_is_refused_with_what_to_do(past: Path) -> None:
+    ids = {
+        run: set(pd.read_parquet(past.parent / run / "data/events/events.parquet")["event_id"])
+        for run in ("first", "third")
+    }
+    only_first = sorted(ids["first"] - ids["third"])[0]
+    for query, values, said in (
+        (only_first, {}, "--revision wam@v0.0.2"),
+        ("ffff" * 5, {}, "other runs are asked with --run"),
+        ("ab", {}, "too short"),
+        (only_first, {"name": "nobody"}, "there are run/third"),
+        (only_first, {"revision": "main"}, "no events and captions"),
+        (only_first, {"revision": "nothing"}, "no commit 'nothing'"),
+        (only_first, {"revision": "main", "name": "first"}, "not both"),
+    ):
+        with pytest.raises(UserError, match=said):
+            event_lineage.show(past, query, **values)
+
+
+def test_an_ambiguous_beginning_of_an_event_is_refused(tmp_path: Path) -> None:
+    repo = past_runs.wide(tmp_path, versions=1, episodes=3)
+    with pytest.raises(UserError, match="begins 15 event ids; give more"):
+        event_lineage.show(repo, "0000", revision="wam@v0.0.1")
+
+
+def test_an_event_is_printed_for_people_and_programs(
+    past: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = pd.read_parquet(past.parent / "third" / "data/events/events.parquet")["event_id"][0]
+    monkeypatch.chdir(past)
+    assert CliRunner().invoke(cli.app, ["show", event[:10]]).exit_code == 0
+    found = event_lineage.show(past, event)
+    shown = lineage_tree.render_event(found)
+    lineage_tree.show(shown)
+    said = capsys.readouterr().out
+    for words in (event, found.recording["source_uri"], "action words", "by test", "run/third"):
+        assert words in said
+    printed = CliRunner().invoke(cli.app, ["show", event, "--json"])
+    document = json.loads(printed.stdout)
+    assert document["event"]["event_id"] == event
+    assert document["captions"][0]["checks"] == {}
+
+
+def test_people_and_models_are_named_in_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    person = {"author": "ann", "time": "2026-11-22T10:00:00+00:00", "did": "move", "of": "event"}
+    event = {
+        "event_id": "e" * 20, "episode_id": "f" * 20, "start_s": 0.5, "end_s": 1.25, "score": 0.75,
+        "start_frame": 40, "end_frame": 100, "kind": "grasp",
+        "evidence": {"gripper_command": 1.0, "person": person},
+    }  # fmt: skip
+    machine = {
+        "level": "action", "text": "grasp it", "captioner": "openai", "model_digest": "a" * 64,
+        "prompt_digest": "b" * 64, "decoding": {"seed": 7}, "checks": {"length": "ok"},
+    }  # fmt: skip
+    human = {
+        "level": "segment", "text": "takes the cup", "captioner": "person", "model_digest": "",
+        "prompt_digest": "", "decoding": {}, "checks": {"length": "ok"}, "author": "bob",
+        "time": "2026-11-22T11:00:00+00:00", "machine_text": "moves",
+    }  # fmt: skip
+    trace = event_lineage.EventTrace(event, "c" * 40, "", {}, [], [machine, human], {}, {}, [])
+    lineage_tree.show(lineage_tree.render_event(trace))
+    said = capsys.readouterr().out
+    for words in (
+        "corrected: event: move by ann", "score 0.75; gripper_command 1.0", "by openai, model aaaa",
+        "prompt bbbb", "seed 7", "bob at 2026-11-22", "the machine said: moves", "40 to 100",
+    ):  # fmt: skip
+        assert words in said, words

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, UserError
 from components.ingestion.source import Object
@@ -66,7 +66,7 @@ class EpisodeTrace:
     findings: Findings
 
 
-def to_json(trace: ModelTrace | EpisodeTrace) -> str:
+def to_json(trace: Any) -> str:
     """For programs: everything, no shortening."""
     return json.dumps(asdict(trace), indent=2, default=str)
 
@@ -80,7 +80,7 @@ def trace_model(repo: Path, model: str) -> ModelTrace:
     repo = workspace.project(repo)
     version = find_version(repo, model)
     run, cache = history.run(repo, version.commit), Cache(repo)
-    if not _finished(run):
+    if not is_finished(run):
         raise DataError(
             f"{version.tag}: dvc.lock of commit {run.commit[:12]} has no finished run; expected "
             f"{', '.join(sorted(FOLDERS))}. Ask for another version (`wamflow models`)."
@@ -94,17 +94,17 @@ def trace_model(repo: Path, model: str) -> ModelTrace:
     sources, strays = _sources(repo, run, episodes)
     return ModelTrace(
         model=version,
-        stages=_stages(repo, run),
+        stages=stages(repo, run),
         draws=totals,
         episodes=episodes,
         sources=sources,
         quarantined=draws.rows(tables, "SELECT * FROM quarantine ORDER BY ALL"),
         trials=draws.rows(tables, draws.TRIAL_COUNTS),
-        findings=_findings([*checks, *strays]),
+        findings=findings([*checks, *strays]),
     )
 
 
-def _finished(run: PastRun) -> bool:
+def is_finished(run: PastRun) -> bool:
     """Whether all the folders that lineage reads are there; a foreign tag's commit has none."""
     return run.outs.keys() >= FOLDERS
 
@@ -132,7 +132,7 @@ def trace_episode(repo: Path, query: str) -> EpisodeTrace:
     repo = workspace.project(repo)
     known = history.versions(repo)
     runs, cache = history.runs(repo, [v.commit for v in known]), Cache(repo)
-    versions = [v for v in known if _finished(runs[v.commit])]
+    versions = [v for v in known if is_finished(runs[v.commit])]
     if not versions:
         raise UserError(f"{repo}: no model is registered here; `git fetch --tags` brings versions.")
     cache.bring(runs[v.commit] for v in versions)
@@ -156,7 +156,7 @@ def trace_episode(repo: Path, query: str) -> EpisodeTrace:
         versions_searched=[v.tag for v in versions],
         episodes=[_reach(i, [r for r in rows if r["episode_id"] == i], versions) for i in ids],
         quarantined=quarantined,
-        findings=_findings(checks),
+        findings=findings(checks),
     )
 
 
@@ -215,7 +215,7 @@ def _with_events(episodes: list[Row], events: list[Row]) -> list[Row]:
     ]
 
 
-def _stages(repo: Path, run: PastRun) -> list[Row]:
+def stages(repo: Path, run: PastRun) -> list[Row]:
     """Every stage with its digests and `code`: the last commit that changed what it imports."""
     found = []
     for stage in run.stages:
@@ -289,7 +289,8 @@ def _short(version: Version, run: PastRun, cache: Cache, sums: Row) -> Iterator[
         yield replace(one, where=f"{version.tag}: {one.where}")
 
 
-def _findings(checks: list[chain.Check]) -> Findings:
+def findings(checks: list[chain.Check]) -> Findings:
+    """What checks came to."""
     return Findings(
         hold=sum(c.got == c.expected for c in checks),
         broken=[asdict(c) for c in checks if c.broken],

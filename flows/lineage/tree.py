@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from flows.lineage.draws import Row
+from flows.lineage.events import EventTrace
 from flows.lineage.trace import EpisodeTrace, Findings, ModelTrace
 
 if TYPE_CHECKING:
@@ -53,6 +54,67 @@ def render_episode(trace: EpisodeTrace, everything: bool = False) -> Tree:
         tree.add(_text(_rejected(row)))
     _add_findings(tree, trace.findings, everything)
     return tree
+
+
+def render_event(trace: EventTrace) -> Tree:
+    """Recording, boundaries, captions, clusters, draws, models, checks."""
+    event, recording = trace.event, trace.recording
+    tree = _tree(f"event {event['event_id']}  {event['kind']}")
+    tree.add(_text(f"commit {trace.commit[:12]} on {trace.run or 'no run branch'}"))
+    node = tree.add(_text(f"recording {recording.get('source_uri', 'unknown')}"))
+    node.add(_text(f"version {recording.get('source_version') or 'unknown'}"))
+    of = f"episode {event['episode_id']}  {recording.get('task', '')}"
+    node.add(_text(f"{of}  ({recording.get('embodiment', 'unknown robot')})"))
+    _add_boundaries(tree, event)
+    _add_captions(tree, trace.captions)
+    node = tree.add("made by")
+    for stage in trace.stages:
+        values = [f"{k}={v}" for section in stage["params"].values() for k, v in _flat(section)]
+        line = node.add(_text(f"{stage['name']}  code {stage['code'][:12] or 'none'}"))
+        line.add(_text("from " + _digests(stage["deps"], False)))
+        line.add(_text("with " + (", ".join(values) or "no values")))
+    if c := trace.clusters:
+        for kind in ("joint", "action"):
+            label = f"{kind} cluster {c[f'{kind}_cluster']}"
+            tree.add(_text(f"{label}  {c.get(f'{kind}_name', '')}".rstrip()))
+    if p := trace.plan:
+        tree.add(_text(f"plan: {p['draws']:,} draws, weight {p['weight']:.3g}, {p['split']}"))
+    node = tree.add("models that had it" if trace.models else "models that had it: none registered")
+    for m in trace.models:
+        numbers = f"{m['draws']:,} draws, {m['planned']:,} planned, {m['split']}"
+        node.add(_text(f"{m['tag']}  {numbers}  ({m['run'] or m['commit'][:12]})"))
+    _add_findings(tree, trace.findings, everything=True)
+    return tree
+
+
+def _add_boundaries(tree: Tree, event: Row) -> None:
+    frames = f"control steps {event['start_frame']} to {event['end_frame']}"
+    node = tree.add(_text(f"from {event['start_s']:.3f} s to {event['end_s']:.3f} s, {frames}"))
+    votes = dict(event["evidence"])
+    person = votes.pop("person", None)
+    if person:
+        said = f"{person['did']} by {person['author']}, {person['time']}"
+        node.add(_text(f"corrected: {person.get('of', 'event')}: {said}"))
+    told = ", ".join(f"{signal} {vote}" for signal, vote in votes.items())
+    score = f"score {event['score']:.2f}"
+    node.add(_text(f"boundary at the start: {score}; {told or 'the start of the recording'}"))
+
+
+def _add_captions(tree: Tree, captions: list[Row]) -> None:
+    node = tree.add("captions")
+    for row in captions:
+        line = node.add(_text(f"{row['level']}: {row['text']}"))
+        by = [f"by {row['captioner']}"]
+        by += [f"{row['author']} at {row['time']}"] if row.get("author") else []
+        for what in ("model", "prompt"):
+            if digest := row.get(f"{what}_digest"):
+                by.append(f"{what} {digest[:12]}")
+        by += [f"{name} {value}" for name, value in (row.get("decoding") or {}).items()]
+        line.add(_text(", ".join(by)))
+        if row.get("machine_text") and row["machine_text"] != row["text"]:
+            line.add(_text(f"the machine said: {row['machine_text']}"))
+        verdicts = (row.get("checks") or {}).items()
+        line.add(_text("checks: " + (", ".join(f"{k} {v}" for k, v in verdicts) or "none")))
 
 
 def show(what: RenderableType) -> None:
