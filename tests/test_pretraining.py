@@ -106,9 +106,8 @@ def test_a_receipt_that_names_another_plan_is_refused(data: Path, tmp_path: Path
 
 
 def test_draws_that_fill_no_whole_batch_are_refused(windows: Windows) -> None:
-    folder = Path(windows.frames.filename).parent  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"multiple of pretraining\.batch_size"):
-        Windows(folder, stage.Config.model_validate(VALUES | {"batch_size": 10}))
+        Windows(windows.folder, stage.Config.model_validate(VALUES | {"batch_size": 10}))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ before. The store lies outside the stage's outputs (DVC deletes those before a r
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from components import shards
 from components.outputs import sha256
 from components.pretraining import mirror
 
@@ -28,7 +28,7 @@ MARKER = "commit.json"
 
 def store(key: str) -> Path:
     """The folder of one training's checkpoints."""
-    return Path(os.environ.get("WAMFLOW_STORE", ".wamflow")) / "checkpoints" / key
+    return shards.place() / "checkpoints" / key
 
 
 @contextmanager
@@ -48,21 +48,17 @@ def alone(key: str) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def scratch(key: str) -> Iterator[Path]:
-    """An empty folder for what the workers share; a killed training's is emptied by the next."""
+def view(key: str) -> Path:
+    """The folder for what the workers of one training share; it is there until `forget`."""
     folder = store(key).with_name(f"{key}.view")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def forget(key: str) -> None:
-    """Remove a training's checkpoints; to be called when its results are safe."""
+    """Remove a training's checkpoints and view; to be called when its results are safe."""
     shutil.rmtree(store(key), ignore_errors=True)
+    shutil.rmtree(view(key), ignore_errors=True)
     mirror.remove(key)
 
 

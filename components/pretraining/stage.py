@@ -8,6 +8,7 @@ outputs, so a killed or stopped training goes on where it was.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -149,14 +150,15 @@ def run(
     from components.pretraining import checkpoints, launch, mirror, view
 
     key = launch.state_key(captions, plan, episodes, config)
-    with checkpoints.alone(key), checkpoints.scratch(key) as scratch:
+    with checkpoints.alone(key):
         mirror.fetch(key, checkpoints.store(key))
-        view.build(episodes, captions, plan, scratch, config)
+        view.build(episodes, captions, plan, checkpoints.view(key), config)
         if not launch.is_first_node():
-            launch.torchrun(scratch, key, None, config)
+            launch.torchrun(checkpoints.view(key), key, None, config)
+            shutil.rmtree(checkpoints.view(key))  # the rest belongs to the first node
             return None
         with whole_folder(checkpoint) as out:
-            launch.torchrun(scratch, key, out, config)
+            launch.torchrun(checkpoints.view(key), key, out, config)
             report = Report.model_validate_json((out / "report.json").read_text())
             (out / "report.json").unlink()
         checkpoints.forget(key)

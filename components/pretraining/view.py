@@ -1,19 +1,16 @@
 """The training view: what all workers of one machine share, laid out once as plain arrays.
 
-`frames.u8` (N, V, K, K, 3) holds every frame of every drawn episode at the model's size,
-`arrays.npz` the signals, captions and draws. Nothing here depends on the number of workers.
+`<episode>.u8` holds the frames of an episode's drawn events at the model's size (`frames/`),
+`arrays.npz` the signals, captions and draws, and `view.json`, written last, the rest: with it a
+view is whole, and a resumed training takes it as it is. Nothing depends on the number of workers.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
-from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,23 +23,18 @@ from components.errors import DataError
 from components.normalisation import Normalisation, quantiles
 from components.outputs import sha256, write_json
 from components.pretraining.event_plans import event_plans
+from components.pretraining.frame_files import FrameFiles
+from components.pretraining.frames.decoding import Job, Spans, joined, lay_out
 from components.pretraining.stage import Config
 
 
-class Job(NamedTuple):
-    """Frames of one episode to decode into the shared array."""
-
-    episodes: Path
-    episode_id: str
-    cameras: tuple[str, ...]
-    size_px: int
-    target: Path
-    shape: tuple[int, ...]
-    first: int
-
-
 def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Config) -> None:
-    """Write the view of all episodes in `plan` to `folder`. DataError when the tables disagree."""
+    """Write the view of all episodes in `plan` to `folder`, unless it is there already.
+
+    DataError when the tables disagree, TemporaryError when decoding gets stuck.
+    """
+    if (folder / "view.json").is_file():
+        return
     receipt = json.loads((plan / "receipt.json").read_text())
     table = records.read(plan / "plan.parquet", records.PLAN).sort_by("event_id")
     if receipt["plan_sha256"] != (digest := sha256(plan / "plan.parquet")):
@@ -59,7 +51,6 @@ def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Conf
     texts, features = _captions(captions, table)
     normalisation = quantiles(loaded)
     first = np.cumsum([0] + [len(episode) for episode in loaded])
-    _decode(episodes, loaded, cameras, folder, config.model.key_px, first)
     rows = {episode_id: row for row, episode_id in enumerate(ids)}
     arrays = _signals(loaded, normalisation, cameras)
     arrays |= {
@@ -73,12 +64,22 @@ def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Conf
     }
     if "joint_cluster" in table.column_names:
         arrays["event_cluster"] = table["joint_cluster"].to_numpy()
+    spans = _spans(arrays, len(loaded))
+    arrays["frame_place"] = _places(spans, [len(episode) for episode in loaded])
+    files = FrameFiles(folder, (len(cameras), config.model.key_px, config.model.key_px, 3))
+    jobs = [
+        Job(episodes, e.episode_id, cameras, of, config.model.key_px, files.path(row))
+        for row, (e, of) in enumerate(zip(loaded, spans, strict=True))
+    ]
+    for path in folder.iterdir():
+        path.unlink()  # of an attempt that was killed here
+    new = lay_out(jobs, config.timeout_s)
+    print(f"pretraining: frames of {len(jobs)} episodes, {new} of them newly decoded", flush=True)
     np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
     write_json(
         folder / "view.json",
         {
             "cameras": [camera.removeprefix("observation.images.") for camera in cameras],
-            "frames": int(first[-1]),
             "receipt": receipt,
             "event_ids": table["event_id"].to_pylist(),
             "episode_ids": table["episode_id"].to_pylist(),
@@ -147,37 +148,26 @@ def _embodiments(episodes: list[Episode], cameras: tuple[str, ...]) -> list[dict
     ]
 
 
-def _decode(
-    root: Path, episodes: list[Episode], cameras: tuple[str, ...], folder: Path, size_px: int,
-    first: npt.NDArray[np.int64],
-) -> None:  # fmt: skip
-    """Decode every frame once, in as many processes as there are cores."""
-    shape = (int(first[-1]), len(cameras), size_px, size_px, 3)
-    target = folder / "frames.u8"
-    allocate(target, math.prod(shape))
-    jobs = [
-        Job(root, episode.episode_id, cameras, size_px, target, shape, int(start))
-        for episode, start in zip(episodes, first[:-1], strict=True)
+def _spans(arrays: dict[str, npt.NDArray[Any]], episodes: int) -> list[Spans]:
+    """Of each episode: the frames of events that are drawn or held out."""
+    used = (arrays["event_draws"] > 0) | arrays["event_validation"]
+    of = arrays["event_episode"][used]
+    order = np.argsort(of, kind="stable")
+    borders = np.searchsorted(of[order], np.arange(episodes + 1))
+    start, end = (arrays[name][used][order] for name in ("event_start", "event_end"))
+    return [
+        joined(start[first:last], end[first:last]) for first, last in itertools.pairwise(borders)
     ]
-    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_decode_one, jobs, chunksize=max(1, len(jobs) // 16)))
 
 
-def allocate(path: Path, size: int) -> None:
-    """A file of `size` bytes on the disk: a full one is an error here, not a bus error later."""
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, size)
-
-
-_reader = cache(Episodes)  # one in each process
-
-
-def _decode_one(job: Job) -> None:
-    episode = _reader(job.episodes)[job.episode_id]
-    frames = np.memmap(job.target, dtype=np.uint8, mode="r+", shape=job.shape)
-    for view, camera in enumerate(job.cameras):
-        if clip := episode.clips.get(camera):
-            frames[job.first : job.first + len(episode), view] = clip.frames(
-                episode.timestamps_s, (job.size_px, job.size_px)
-            )
-    frames.flush()
+def _places(spans: list[Spans], lengths: list[int]) -> npt.NDArray[np.int64]:
+    """Where each frame of each episode lies in its file, end to end; -1 where it is not."""
+    places = []
+    for of, length in zip(spans, lengths, strict=True):
+        here = np.full(length, -1, dtype=np.int64)
+        count = 0
+        for first, end in of:
+            here[first:end] = np.arange(count, count + end - first)
+            count += end - first
+        places.append(here)
+    return np.concatenate(places)

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from components.errors import UserError
+from components.pretraining.frame_files import FrameFiles, Index
 from components.pretraining.stage import Config
 from models.batch import Batch
 
-Index = npt.NDArray[np.int64]
-
 
 class Windows:
-    """The training view of `view.py`, read without copying, and the receipt's order of draws."""
+    """The training view of `view.py` and the receipt's order of draws."""
 
     def __init__(self, folder: Path, config: Config) -> None:
         self.config, self.folder = config, folder
@@ -33,8 +32,7 @@ class Windows:
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             self.arrays = {name: arrays[name] for name in arrays.files}
         size = config.model.key_px
-        shape = (self.info["frames"], len(self.info["cameras"]), size, size, 3)
-        self.frames = np.memmap(folder / "frames.u8", dtype=np.uint8, mode="r", shape=shape)
+        self.frames = FrameFiles(folder, (len(self.info["cameras"]), size, size, 3))
         draws = self.arrays["event_draws"]
         order = np.repeat(np.arange(len(draws)), draws)
         self.order: Index = np.random.default_rng(self.info["receipt"]["seed"]).permutation(order)
@@ -95,9 +93,11 @@ class Windows:
             np.int64
         )
         width = a["action"].shape[1]
+        shown = np.concatenate([(base + anchor)[:, None], future], axis=1)
+        frames = self.frames.read(episode, a["frame_place"][shown])
         return Batch(
-            keyframes=_pictures(self.frames[base + anchor]),
-            future=_pictures(self.frames[future], model.future_px).movedim(1, 2),
+            keyframes=_pictures(frames[:, 0]),
+            future=_pictures(frames[:, 1:], model.future_px).movedim(1, 2),
             view_mask=torch.from_numpy(a["view_mask"][episode]),
             state=torch.from_numpy(a["state"][base + anchor]),
             actions=torch.from_numpy(actions),
