@@ -70,8 +70,7 @@ Memory = tuple[Tensor, Tensor]
 class Reading(NamedTuple):
     """What the tower knows before it sees actions: made once, used in every denoising step."""
 
-    views: list[Memory]  # for each block, of (B, V * F * P)
-    text: list[Memory]  # for each block, of (B, E * L)
+    memories: list[tuple[Memory, Memory]]  # for each block, of views and of text
     robot: Tensor  # (B, E, D)
     code: Tensor  # (B, 1, T, D) when each action is
     own_steps: Tensor | None  # (B, T, T) bool, what may be read; None where everything may
@@ -91,10 +90,18 @@ class ActionBlock(nn.Module):
         self.feed = FeedForward(width)
         self.modulation = Modulation(width)
 
+    def remember(self, seen: Tensor, text: Tensor) -> tuple[Memory, Memory]:
+        """Keys and values of seen (B, V * F * P, G) and of text (B, E * L, D).
+
+        A method of the block, so that FSDP can gather the block's parameters for it.
+        """
+        return self.views.remember(seen), self.text.remember(text)
+
     def forward(
-        self, x: Tensor, condition: Tensor, views: Memory, text: Memory, reading: Reading
+        self, x: Tensor, condition: Tensor, memory: tuple[Memory, Memory], reading: Reading
     ) -> Tensor:
         """x (B, N, T, D), condition (B, E, N, D) -> (B, N, T, D)."""
+        views, text = memory
         b, n, t, _ = x.shape
         levels = of_event(self.modulation(condition), reading.step_event).transpose(1, 2)
         s1, c1, g1, s2, c2, g2, s3, c3, g3 = levels.chunk(9, dim=-1)
@@ -148,8 +155,7 @@ class ActionTower(nn.Module):
             own_text = _own_text(event, rows)
         blocks = [cast(ActionBlock, block) for block in self.blocks]
         return Reading(
-            views=[b.views.remember(f) for b, f in zip(blocks, features, strict=True)],
-            text=[b.text.remember(text) for b in blocks],
+            memories=[b.remember(f, text) for b, f in zip(blocks, features, strict=True)],
             robot=self._robot(rows), code=self.action_code(rows.step_at_s)[:, None],
             own_steps=own_steps, own_views=own_views, own_text=own_text,
             step_event=rows.step_event,
@@ -164,9 +170,8 @@ class ActionTower(nn.Module):
         x = self.embedding(torch.cat([noisy * mask, mask.to(noisy.dtype)], dim=-1)) + reading.code
         level = self.time(sinusoidal(sigma * 1000, self.shape.width).to(noisy.dtype))
         condition = level + reading.robot[:, :, None]
-        memories = zip(self.blocks, reading.views, reading.text, strict=True)
-        for block, views, text in memories:
-            x = block(x, condition, views, text, reading)
+        for block, memory in zip(self.blocks, reading.memories, strict=True):
+            x = block(x, condition, memory, reading)
         said: Tensor = self.head(_normed(x))
         if self.shape.prediction == "v":
             return said

@@ -128,8 +128,8 @@ def collate(
     def frames(value: Callable[[Window, int], Tensor], dim: int = 0, fill: float = 0) -> Tensor:
         return lined_up([[value(w, e) for e, w in enumerate(row)] for row in placed], dim, fill)
 
-    def each(value: Callable[[Window], Tensor | float]) -> Tensor:
-        return frames(lambda w, _: torch.as_tensor(value(w), device=device)[None])
+    def each(value: Callable[[Window], Tensor | float], fill: float = 0) -> Tensor:
+        return frames(lambda w, _: torch.as_tensor(value(w), device=device)[None], fill=fill)
 
     def along(length: int, value: float) -> Tensor:
         return torch.full((length,), value, device=device)
@@ -164,7 +164,7 @@ def collate(
         steps=frames(lambda w, _: along(len(w.actions), len(w.actions)).long(), fill=1),
         step_at_s=frames(lambda w, _: count(len(w.actions)) * w.step_s),
         step_event=step_event,
-        left_s=each(lambda w: w.left_s or 1.0),
+        left_s=each(lambda w: w.left_s or 1.0, fill=1),
         done=each(lambda w: w.done or 0.0),
         known=each(lambda w: w.left_s is not None and w.done is not None),
         clean_frames=max(sum(w.clean for w in row) for row in placed),

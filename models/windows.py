@@ -6,9 +6,10 @@ T control steps, A action width, S state width, L text tokens, X text width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 PATCH = 2  # latent pixels a side; one latent frame deep, in Wan 2.1 and in Wan 2.2
@@ -59,6 +60,19 @@ class Window:
         wrong = _sizes(self, limits) or [*_ranges(self, limits), *_numbers(self)]
         if wrong:
             raise ValueError(f"Window: {'; '.join(wrong)}.")
+
+
+def with_text(window: Window, text: Tensor, tokens: int) -> Window:
+    """The window with another text side (K, X), padded under its mask to `tokens`.
+
+    Unified mode has three on one denoiser: the global instruction, one atomic instruction per
+    chunk, or the states of the staircase.
+    """
+    if len(text) > tokens:
+        raise ValueError(f"Text side: expected at most {tokens} tokens, got {len(text)}.")
+    padded = F.pad(text, (0, 0, 0, tokens - len(text)))
+    mask = torch.arange(tokens, device=text.device) < len(text)
+    return replace(window, text=padded, text_mask=mask)
 
 
 def _sizes(window: Window, limits: Limits) -> list[str]:

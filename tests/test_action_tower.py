@@ -12,6 +12,7 @@ import torch
 
 from models.acting import Chunk, plan
 from models.action_tower import ActionShape
+from models.batches import batch
 from models.dct import dct_matrix
 from models.draws import Chances, Coupling, Draw, collate_draws, draw, said
 from models.flow_matching import velocity
@@ -20,7 +21,7 @@ from models.schedule import anchor, caption_drop, levels
 from models.wall import Losses, WallModel, held
 from models.wall_shape import WallShape, Weights
 from models.wan import VideoShape
-from models.windows import Window
+from models.windows import Window, with_text
 from tests.made_windows import LIMITS, some_views, window
 
 SHAPE = WallShape(
@@ -67,7 +68,7 @@ def numbers(result: Losses) -> list[float]:
     return [getattr(result, n).item() for n in ("video", "action", "dct", "left", "done")]
 
 
-LENGTHS = [(3, 8), (2, 3), (4, 13), (3, 9), (2, 24)]
+LENGTHS = [(3, 8), (2, 3), (5, 13), (3, 9), (3, 24)]
 EVENTS = [window(i, frames=f, steps=t) for i, (f, t) in enumerate(LENGTHS)]
 
 
@@ -75,10 +76,10 @@ EVENTS = [window(i, frames=f, steps=t) for i, (f, t) in enumerate(LENGTHS)]
 @torch.no_grad()
 def test_packed_and_padded_batches_give_the_same_loss(coupling: Coupling) -> None:
     model = awake(coupling)
-    events = [*EVENTS, some_views(window(9, views=2, frames=2, steps=5), [1], slots=2)]
+    events = [*EVENTS, some_views(window(9, views=2, frames=3, steps=5), [1], slots=2)]
     drawn = draws(events, CHANCES if coupling == "symmetric" else FROZEN)
     packed = first_fit([e.latents.shape[2] for e in events], budget=8)
-    assert len(packed) == 2 and max(len(row) for row in packed) >= 3
+    assert [len(row) for row in packed] == [3, 2, 1], "rows of different numbers of events"
     expected = numbers(losses(model, events, drawn))
     assert numbers(losses(model, events, drawn, packed)) == pytest.approx(expected, abs=1e-5)
     assert all(value > 0 for value in expected[1:])
@@ -159,7 +160,7 @@ def test_a_frozen_video_sees_no_future_and_no_pure_noise() -> None:
     expected = 0.1 * event.latents[:, :, :1] + 0.9 * noise[:, :, 1:]
     torch.testing.assert_close(seen[0][0][0, :, :, 1:], expected)
     torch.testing.assert_close(seen[0][0][0, :, :, 0], event.latents[:, :, 0])
-    assert seen[0][1][0].tolist() == pytest.approx([0, 0.9, 0.9, 0.9])
+    assert seen[0][1][0].tolist() == pytest.approx([0, 0.9, 0.9, 0.9, 0.9])
 
 
 def test_the_future_held_still_repeats_each_windows_own_anchor() -> None:
@@ -294,6 +295,22 @@ def test_tubes_weigh_more_and_clean_frames_and_borders_nothing() -> None:
     assert losses(model, [event], [one]).video.item() == pytest.approx(total / weight, rel=1e-5)
 
 
+@torch.no_grad()
+def test_three_text_sides_are_interchangeable() -> None:
+    """A global instruction, an atomic one and latents, of different lengths, in one batch."""
+    model = awake("asymmetric")
+    sides = [torch.randn(tokens, LIMITS.text_width) for tokens in (7, 2, 4)]
+    alone = [with_text(EVENTS[0], side, tokens=len(side)) for side in sides]
+    drawn = draws([EVENTS[0]] * 3, FROZEN)
+    each = [losses(model, [w], [d]).action.item() for w, d in zip(alone, drawn, strict=True)]
+    together = [with_text(EVENTS[0], side, tokens=8) for side in sides]
+    assert losses(model, together, drawn).action.item() == pytest.approx(np.mean(each), abs=1e-5)
+    other = [with_text(EVENTS[0], side + 1, tokens=8) for side in sides]
+    assert abs(losses(model, other, drawn).action.item() - np.mean(each)) > 1e-4
+    with pytest.raises(ValueError, match="at most 3 tokens, got 7"):
+        with_text(EVENTS[0], sides[0], tokens=3)
+
+
 def test_captions_drop_as_the_cosine_says() -> None:
     lengths = torch.tensor([0.0, 0.5, 2.75, 5.0, 9.0])
     expected = [0.9, 0.9, 0.5, 0.1, 0.1]
@@ -306,6 +323,31 @@ def test_captions_drop_as_the_cosine_says() -> None:
         assert abs(quiet / 1000 - chance) < 0.05
     with pytest.raises(ValueError, match="expected 0 <= shortest_s < longest_s, got 2 and 1"):
         caption_drop(lengths, 2, 1)
+
+
+def test_training_on_packed_events_lowers_every_loss() -> None:
+    """A few steps on five events that differ in length, robot and words."""
+    torch.manual_seed(0)
+    model = WallModel(SHAPE)
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+
+    def at(seed: int) -> Losses:
+        random = torch.Generator().manual_seed(seed)
+        silence = torch.zeros(5, LIMITS.text_width)
+        return model.losses(*batch(EVENTS, SHAPE, CHANCES, silence, random, packed=True))
+
+    @torch.no_grad()
+    def mean() -> np.ndarray:  # type: ignore[type-arg]
+        return np.mean([numbers(at(1000 + seed)) for seed in range(4)], axis=0)
+
+    before = mean()
+    for seed in range(40):
+        optimizer.zero_grad()
+        at(seed).total.backward()
+        optimizer.step()
+    video, *others = mean() / before
+    assert video < 0.95
+    assert all(ratio < 0.8 for ratio in others), others
 
 
 def test_levels_of_noise() -> None:
