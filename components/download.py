@@ -1,6 +1,6 @@
 """One object of S3 into one file, in ranged parts, going on where an earlier attempt ended.
 
-Beside the partial file lies a journal: a line for each part that is there, with its digest. A new
+Beside the partial file lies a journal: a line for each part that is there, with its CRC-32. A new
 attempt, also after SIGKILL or a lost disk cache, keeps the parts whose bytes still have it.
 """
 
@@ -9,16 +9,19 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import re
 import threading
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import Executor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 from components import store
 from components.errors import DataError, StoppedError
+from components.outputs import sha256
 from components.store import CutError, Object
 
 PART_BYTES = 8 * 2**20  # of one request: a kill costs no more than this for each part under way
@@ -27,13 +30,6 @@ TRIES = 5  # of a part, in a row, without one byte more
 LONGEST_WAIT_S = 8.0
 
 PARTIAL, JOURNAL = ".partial", ".parts"
-
-
-class Digests(NamedTuple):
-    """Of a file's bytes, hexadecimal."""
-
-    sha256: str
-    md5: str
 
 
 @dataclass(frozen=True)
@@ -52,23 +48,22 @@ class Download:
         return self.folder / PARTIAL
 
 
-def bring(download: Download, pool: Executor) -> Digests:
-    """Complete the partial file and check it; the caller holds the object's lock.
+def bring(download: Download, pool: Executor) -> str:
+    """Complete the partial file and check it; its sha256. The caller holds the object's lock.
 
     DataError when the object changed, or when twice other bytes came than its ETag says;
     UserError and TemporaryError as in `store.read`; what came is kept for the next attempt.
     """
     for _ in range(2):
         _complete(download, pool)
-        found = _digests(download.partial)
-        wanted = download.wanted["etag"]
-        if found.md5 == wanted or not store.has_md5(download.uri, download.wanted):
-            return found
+        if (md5 := _other_md5(download)) is None:
+            return sha256(download.partial)
         for name in (PARTIAL, JOURNAL):
             (download.folder / name).unlink(missing_ok=True)
     raise DataError(
-        f"{download.uri}: object {download.wanted['path']!r} came twice with MD5 {found.md5}; "
-        f"expected its ETag {wanted}. The object, or what stands between, is damaged."
+        f"{download.uri}: object {download.wanted['path']!r} came twice with MD5 {md5}; "
+        f"expected its ETag {download.wanted['etag']}. The object, or what stands between, is "
+        "damaged."
     )
 
 
@@ -85,11 +80,11 @@ def _complete(download: Download, pool: Executor) -> None:
     with download.partial.open("r+b") as file, journal_path.open("ab") as journal:
         file.truncate(download.wanted["size"])
         parts, there = _parts(download.wanted), _journal(download.folder)
-        left = [i for i, part in enumerate(parts) if _digest(file, part) != there.get(i)]
+        left = [i for i, part in enumerate(parts) if not _has(file, part, there.get(i))]
 
         def one(index: int) -> None:
-            digest = _part(download, file.fileno(), *parts[index])
-            os.write(journal.fileno(), f"{index} {digest}\n".encode())  # appended as a whole
+            crc = _part(download, file.fileno(), *parts[index])
+            os.write(journal.fileno(), f"{index} {crc:08x}\n".encode())  # appended as a whole
 
         if len(left) == 1:
             one(left[0])
@@ -104,17 +99,17 @@ def _complete(download: Download, pool: Executor) -> None:
             wait(futures)
 
 
-def _part(download: Download, file: int, start: int, end: int) -> str:
-    """Bring bytes `start` to `end` in as many requests as it takes; their sha256."""
-    digest, at, tries = hashlib.sha256(), start, 0
+def _part(download: Download, file: int, start: int, end: int) -> int:
+    """Bring bytes `start` to `end` in as many requests as it takes; their CRC-32."""
+    crc, at, tries = 0, start, 0
     by = time.monotonic() + PART_S
 
     def write(piece: bytes) -> None:
-        nonlocal at, tries
+        nonlocal crc, at, tries
         if download.stop.is_set():
             raise StoppedError(f"{download.uri}: stopped; what came is kept.")
         os.pwrite(file, piece, at)
-        digest.update(piece)
+        crc = zlib.crc32(piece, crc)
         at, tries = at + len(piece), 0
         download.came(len(piece))
 
@@ -128,7 +123,7 @@ def _part(download: Download, file: int, start: int, end: int) -> str:
             if tries >= TRIES or time.monotonic() > by:
                 raise
             download.stop.wait(random.uniform(0, min(LONGEST_WAIT_S, 2.0**tries / 4)))
-    return digest.hexdigest()
+    return crc
 
 
 def _parts(wanted: Object) -> list[tuple[int, int]]:
@@ -138,24 +133,26 @@ def _parts(wanted: Object) -> list[tuple[int, int]]:
 
 
 def _journal(folder: Path) -> dict[int, str]:
-    """Part -> its digest; a last line that was cut by a kill says nothing."""
+    """Part -> its CRC-32; a last line that was cut by a kill says nothing."""
     try:
         lines = (folder / JOURNAL).read_text(errors="replace").splitlines()
     except FileNotFoundError:
         return {}
     words = [line.split() for line in lines]
-    return {int(w[0]): w[1] for w in words if len(w) == 2 and w[0].isdigit() and len(w[1]) == 64}
+    return {int(w[0]): w[1] for w in words if len(w) == 2 and w[0].isdigit() and len(w[1]) == 8}
 
 
-def _digest(file: BinaryIO, part: tuple[int, int]) -> str:
+def _has(file: BinaryIO, part: tuple[int, int], crc: str | None) -> bool:
     start, end = part
-    return hashlib.sha256(os.pread(file.fileno(), end - start, start)).hexdigest()
+    found = crc and f"{zlib.crc32(os.pread(file.fileno(), end - start, start)):08x}"
+    return crc is not None and found == crc
 
 
-def _digests(path: Path) -> Digests:
-    sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
-    with path.open("rb") as file:
-        while block := file.read(2**20):
-            sha.update(block)
-            md5.update(block)
-    return Digests(sha.hexdigest(), md5.hexdigest())
+def _other_md5(download: Download) -> str | None:
+    """The file's MD5 if the object's ETag is another one; None where the ETag is no MD5."""
+    if not re.fullmatch(r"[0-9a-f]{32}", download.wanted["etag"]):
+        return None
+    with download.partial.open("rb") as file:
+        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    same = found == download.wanted["etag"] or not store.has_md5(download.uri, download.wanted)
+    return None if same else found

@@ -26,7 +26,7 @@ def open_source(source: Source, min_camera_share: float) -> Reader:
         raise DataError(
             f"ingestion: source {source.uri}: no known format in {len(source.objects)} files; "
             "expected LeRobot v2 or v3.0 (meta/info.json), HDF5, RLDS (features.json with "
-            "TFRecord files), MCAP or ROS 2 bags (.db3)."
+            f"TFRecord files), MCAP or ROS 2 bags (.db3).{_below(source)}"
         )
     reader: Reader | None = None
     if holding is not None:
@@ -37,3 +37,12 @@ def open_source(source: Source, min_camera_share: float) -> Reader:
             "record some, or take it out of ingestion.sources."
         )
     return reader
+
+
+def _below(source: Source) -> str:
+    """Where data sets lie deeper than the address, for who named the folder above them."""
+    mark = "/meta/info.json"
+    found = sorted(path.removesuffix(mark) for path in source.listed if path.endswith(mark))
+    inner = [f"{source.uri}/{path}" for path in found]
+    more = f" and {len(inner) - 3} more" if len(inner) > 3 else ""
+    return f" Data sets lie below: name {', '.join(inner[:3])}{more}." if inner else ""

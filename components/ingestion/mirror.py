@@ -109,7 +109,7 @@ def _bring(asked: Download, parts: ThreadPoolExecutor) -> None:
         if local(asked.uri, asked.wanted) is not None:
             return
         found = download.bring(asked, parts)
-        record = {"uri": f"{asked.uri}/{asked.wanted['path']}", "sha256": found.sha256}
+        record = {"uri": f"{asked.uri}/{asked.wanted['path']}", "sha256": found}
         write_json(asked.folder / RECORD, {**asked.wanted, **record})
         asked.partial.chmod(0o444)
         asked.partial.replace(asked.folder / _name(asked.wanted["path"]))

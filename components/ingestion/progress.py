@@ -1,4 +1,7 @@
-"""How far a download is: one line every few seconds on standard error, and one at its end."""
+"""How far a download is: a line every few seconds on standard error, and one at a long one's end.
+
+Single objects that come at once say nothing.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ class Progress:
         self._uri, self._needed, self._missing, self._listed = uri, needed, missing, listed
         self._objects = 0
         self._began = self._said = time.monotonic()
+        self._spoke = False
         self._lock = threading.Lock()
 
     def came(self, count: int) -> None:
@@ -30,11 +34,11 @@ class Progress:
         """An object is whole."""
         with self._lock:
             self._objects += 1
-            if self._objects == self._missing:
+            if self._objects == self._missing and (self._missing > 1 or self._spoke):
                 self._say(f"; {self._listed - self._missing} were here already")
 
     def _say(self, more: str) -> None:
-        self._said = time.monotonic()
+        self._said, self._spoke = time.monotonic(), True
         rate = self.bytes / 1e6 / max(self._said - self._began, 1e-3)
         print(
             f"{self._uri}: {self._objects} of {self._missing} objects, {self.bytes / 1e6:.1f} of "
