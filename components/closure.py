@@ -1,19 +1,25 @@
 """The code that a stage can reach: the files of its package and all that they import, as a digest.
 
-Read from the sources with `ast`, so that imports inside functions count too and nothing is run.
+Read from the text of the sources, so that imports inside functions count too and nothing is run.
 It names pieces of work in `shards.py`; for DVC the same closure stands in dvc.yaml.
 """
 
 from __future__ import annotations
 
-import ast
 import functools
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("components", "models")
+FIRST_PARTY = r"(?:" + "|".join(PACKAGES) + r")\b[\w.]*"
+IMPORT = re.compile(
+    rf"^\s*(?:from\s+(?P<of>{FIRST_PARTY})\s+import\s+(?P<names>\([^)]*\)|[^\n]*)"
+    rf"|import\s+(?P<module>{FIRST_PARTY}))",
+    re.MULTILINE,
+)
 
 
 @functools.cache
@@ -40,14 +46,11 @@ def files(stage: str) -> list[str]:
 
 def _imported(path: str) -> Iterator[str]:
     """First-party files that one file imports, and the `__init__` of the packages on the way."""
-    for node in ast.walk(ast.parse((ROOT / path).read_bytes())):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield from _files_of(alias.name)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield from _files_of(node.module)
-            for alias in node.names:
-                yield from _files_of(f"{node.module}.{alias.name}")
+    for match in IMPORT.finditer((ROOT / path).read_text()):
+        module, names = match["of"] or match["module"], match["names"] or ""
+        yield from _files_of(module)
+        for name in re.findall(r"\w+", names):
+            yield from _files_of(f"{module}.{name}")
 
 
 def _files_of(module: str) -> Iterator[str]:

@@ -11,20 +11,22 @@ from pathlib import Path
 import av
 import numpy as np
 import numpy.typing as npt
+from av.video.reformatter import VideoReformatter
 
 
 def encode(path: Path, images: Iterable[npt.NDArray[np.uint8]], fps: float) -> None:
-    """H.264 with a key frame every 10 frames and no B frames; one thread, so equal bytes.
+    """H.264, a key frame every 10 frames, no B frames; one thread and no lookahead: equal bytes.
 
     `images` are RGB (H, W, 3), all of one size; an odd side gets its last line twice, since the
     format halves the colours. `fps` is rounded: rows say when a picture is shown. ValueError
     without pictures or when their sizes differ.
     """
-    shape = None
+    shape, scaler = None, VideoReformatter()
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=max(round(fps), 1))
         stream.codec_context.thread_count = 1
         stream.options = {"crf": "20", "preset": "veryfast", "g": "10", "bf": "0", "threads": "1"}
+        stream.options |= {"x264-params": "rc-lookahead=0:mbtree=0"}  # it gave other bytes at times
         for image in images:
             if shape is None:
                 shape = image.shape
@@ -33,7 +35,8 @@ def encode(path: Path, images: Iterable[npt.NDArray[np.uint8]], fps: float) -> N
             if image.shape != shape:
                 raise ValueError(f"expected pictures of shape {shape}, got {image.shape}")
             even = np.pad(image, [(0, height - shape[0]), (0, width - shape[1]), (0, 0)], "edge")
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(even, format="rgb24")
+            container.mux(stream.encode(scaler.reformat(frame, format="yuv420p", threads=1)))
         if shape is None:
             raise ValueError("expected at least one picture, got none")
         container.mux(stream.encode())

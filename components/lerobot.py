@@ -7,16 +7,16 @@ says where each episode's rows and video spans lie (huggingface/lerobot, `codeba
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from components import lerobot_stats
+from components.lerobot_files import Files, rows_of
+from components.lerobot_files import Recording as Recording  # noqa: PLC0414  (writers use both)
 from components.outputs import write_json, write_table
 from components.packets import Joiner, Shape, Span, video_stream
 
@@ -24,18 +24,6 @@ DATA_PATH = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNK_FILES = 1000
 DATA_FILE_MB, VIDEO_FILE_MB = 100, 500  # LeRobot's own
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One episode to write: T frames of signals and a video for each camera, as file or as span."""
-
-    task: str
-    timestamps_s: npt.NDArray[np.float64]  # (T,)
-    state: npt.NDArray[np.float32]  # (T, S)
-    action: npt.NDArray[np.float32]  # (T, A)
-    videos: dict[str, Path] = field(default_factory=dict)  # feature name -> file, kept as it is
-    spans: dict[str, Span] = field(default_factory=dict)  # feature name -> a picture a row
 
 
 def write(
@@ -92,31 +80,72 @@ class Writer:
 
     def add(self, recording: Recording) -> int:
         """Append one episode; return its index. av.FFmpegError when a span cannot be read."""
-        index, length = len(self._episodes), len(recording.timestamps_s)
-        task = self._tasks.setdefault(recording.task, len(self._tasks))
-        rows = self._table(index, task, recording)
-        self._episodes.append(
-            {
-                "episode_index": index,
-                "tasks": [recording.task],
-                "length": length,
-                **_place("data", self._files),
-                "dataset_from_index": self._frames,
-                "dataset_to_index": self._frames + length,
-                **self._add_videos(recording),
-            }
-        )
+        rows = rows_of(recording)
         stats = {name: lerobot_stats.of_rows(rows[name]) for name in rows.column_names}
         pictures = {**{k: Span(p) for k, p in recording.videos.items()}, **recording.spans}
         for key, span in sorted(pictures.items()):
             if (found := lerobot_stats.of_first_picture(span)) is not None:
                 stats[key] = found
-        self._stats.append(stats)
-        self._rows.append(rows)
-        self._frames += length
+        self._register(recording.task, rows, stats, self._add_videos(recording))
         if sum(table.nbytes for table in self._rows) >= self.data_file_mb * 1e6:
             self._flush()
-        return index
+        return len(self._episodes) - 1
+
+    def take(self, files: Files, tasks: list[str]) -> None:
+        """Append the episodes of finished files, whose videos lie under this writer's next number.
+
+        The number is `files_written`; see `video_path`.
+        """
+        number, start = self.files_written, 0
+        for row, (task, length) in enumerate(zip(tasks, files.lengths, strict=True)):
+            videos: dict[str, Any] = {}
+            for key, spans in sorted(files.spans.items()):
+                videos |= _place(f"videos/{key}", number)
+                times = ("from_timestamp", "to_timestamp")
+                videos |= {f"videos/{key}/{t}": s for t, s in zip(times, spans[row], strict=True)}
+            self._register(task, files.rows.slice(start, length), files.stats[row], videos)
+            start += length
+        for key in files.spans:
+            if key not in self._cameras:
+                path = self.root / video_path(key, number)
+                if feature := _camera(path, self.fps):
+                    self._cameras[key] = feature
+        self._flush()
+
+    @property
+    def files_written(self) -> int:
+        """How many files of signals are finished, and so the number of the next."""
+        return self._files
+
+    def _register(
+        self, task: str, rows: pa.Table, stats: dict[str, Any], videos: dict[str, Any]
+    ) -> None:
+        """Give an episode its position in the data set."""
+        index, length = len(self._episodes), rows.num_rows
+        task_index = self._tasks.setdefault(task, len(self._tasks))
+        positions = {
+            "episode_index": np.full(length, index),
+            "index": np.arange(self._frames, self._frames + length),
+            "task_index": np.full(length, task_index),
+        }
+        for name, values in positions.items():
+            rows = rows.append_column(name, pa.array(values))
+        found = {n: stats[n] for n in rows.column_names if n in stats}
+        found |= {name: lerobot_stats.of_rows(rows[name]) for name in positions}
+        self._stats.append({**found, **{n: s for n, s in stats.items() if n not in found}})
+        self._episodes.append(
+            {
+                "episode_index": index,
+                "tasks": [task],
+                "length": length,
+                **_place("data", self._files),
+                "dataset_from_index": self._frames,
+                "dataset_to_index": self._frames + length,
+                **videos,
+            }
+        )
+        self._rows.append(rows)
+        self._frames += length
 
     def close(self) -> None:
         """Finish open files and write `meta/`."""
@@ -127,20 +156,6 @@ class Writer:
         write_json(self.root / "meta/stats.json", lerobot_stats.join(self._stats))
         write_table(self.root / "meta/tasks.parquet", _task_table(list(self._tasks)))
         write_table(self.root / "meta/episodes/chunk-000/file-000.parquet", self._episode_table())
-
-    def _table(self, index: int, task: int, recording: Recording) -> pa.Table:
-        length = len(recording.timestamps_s)
-        return pa.table(
-            {
-                "observation.state": _vectors(recording.state),
-                "action": _vectors(recording.action),
-                "timestamp": recording.timestamps_s.astype(np.float32),
-                "frame_index": np.arange(length),
-                "episode_index": np.full(length, index),
-                "index": np.arange(self._frames, self._frames + length),
-                "task_index": np.full(length, task),
-            }
-        )
 
     def _add_videos(self, recording: Recording) -> dict[str, Any]:
         row: dict[str, Any] = {}
@@ -161,8 +176,7 @@ class Writer:
 
     def _joiner(self, key: str) -> Joiner:
         def name(number: int) -> Path:
-            chunk, file = divmod(number, CHUNK_FILES)
-            return self.root / VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
+            return self.root / video_path(key, number)
 
         return Joiner(name, self.video_file_mb * 1_000_000)
 
@@ -218,15 +232,15 @@ class Writer:
         return pa.table({key: [row.get(key) for row in rows] for key in columns})
 
 
+def video_path(key: str, number: int) -> str:
+    """Where the file with a number of one camera lies in a data set."""
+    chunk, file = divmod(number, CHUNK_FILES)
+    return VIDEO_PATH.format(video_key=key, chunk_index=chunk, file_index=file)
+
+
 def _place(what: str, number: int) -> dict[str, int]:
     chunk, file = divmod(number, CHUNK_FILES)
     return {f"{what}/chunk_index": chunk, f"{what}/file_index": file}
-
-
-def _vectors(values: npt.NDArray[np.float32]) -> pa.Array:
-    """(T, D) as T lists of exactly D numbers."""
-    flat = pa.array(np.ascontiguousarray(values, dtype=np.float32).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
 
 
 def _task_table(tasks: list[str]) -> pa.Table:

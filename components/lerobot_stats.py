@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from components.packets import Span, video_stream, walk
+from components.packets import Span, opened, video_stream, walk
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 KEYS = ("min", "max", "mean", "std", "count", *QUANTILES)
@@ -90,7 +90,7 @@ def _stack(parts: list[Stats], key: str) -> npt.NDArray[np.float64]:
 
 
 def _first_picture(span: Span) -> npt.NDArray[np.uint8]:
-    with av.open(str(span.path)) as container:
+    with opened(span.path) as container:
         context = video_stream(container).codec_context
         context.thread_count = 1
         first = None

@@ -42,6 +42,16 @@ class Step(NamedTuple):
     inside: bool
 
 
+def opened(path: Path) -> Any:
+    """An opened container. av.FFmpegError when it is none.
+
+    An MP4's tables say what a parser would find out by decoding: several milliseconds a file.
+    """
+    tables = path.suffix.lower() in (".mp4", ".mov")
+    options = {"fflags": "noparse", "fpsprobesize": "0"} if tables else {}
+    return av.open(str(path), options=options)
+
+
 def video_stream(container: Any) -> Any:
     """The first stream of pictures. IndexError when none, ValueError of no known codec."""
     stream = container.streams.video[0]
@@ -202,11 +212,11 @@ class Joiner:
         With `rows_s` (T,), increasing, picture k is shown at row k's time; without, the pictures
         keep their distances. The encoded pictures stay what they are.
         """
-        with av.open(str(span.path)) as container:
+        with opened(span.path) as container:
             stream = container.streams.video[0]
             steps = list(walk(container, span))
             size, times = sum(step.packet.size for step in steps), timing(steps, stream, rows_s)
-            if not self._fits(Shape.of(stream), times, size):
+            if not self._fits(Shape.of(stream), size):
                 self._open_next(stream)
             return self._mux(steps, times, size)
 
@@ -225,12 +235,11 @@ class Joiner:
             self._output.close()
             self._output = None
 
-    def _fits(self, shape: Shape, times: Timing, size: int) -> bool:
+    def _fits(self, shape: Shape, size: int) -> bool:
         return (
             self._output is not None
             and shape == self.shape
             and self._bytes + size <= self.limit_bytes
-            and int(times.dts[0]) + self._end > self._dts
         )
 
     def _open_next(self, stream: Any) -> None:
@@ -245,6 +254,8 @@ class Joiner:
 
     def _mux(self, steps: list[Step], times: Timing, size: int) -> Placed:
         target, shift = self._output.streams.video[0], self._end
+        if self._bytes:  # decoding times go on, with a gap where pictures are reordered more
+            shift = max(shift, self._dts + 1 - int(times.dts[0]))
         columns = (times.pts, times.dts, times.durations)
         for (packet, _), pts, dts, duration in zip(steps, *columns, strict=True):
             packet.time_base, packet.duration = TIME_BASE, int(duration)

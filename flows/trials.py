@@ -33,6 +33,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/episodes.py",
     "components/errors.py",
     "components/lerobot.py",
+    "components/lerobot_files.py",
     "components/lerobot_stats.py",
     "components/normalisation.py",
     "components/outputs.py",

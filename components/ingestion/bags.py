@@ -10,10 +10,12 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter
 
 from components.ingestion import arrays, pictures, topics
 from components.ingestion.raw import Float, Layout, RawEpisode, relative_s
@@ -29,6 +31,7 @@ from components.ingestion.topics import (
 from components.packets import Span
 
 Times = npt.NDArray[np.int64]
+_TOPICS = TypeAdapter(dict[str, Topic])
 BAD_PICTURE = (OSError, ValueError, TypeError, KeyError, OverflowError)
 
 
@@ -63,11 +66,14 @@ class Reader:
     def __init__(self, source: Source, files: list[str], reads: Format) -> None:
         self.source, self._files, self._reads, self.format = source, files, reads, reads.name
         self.indices = list(range(len(files)))
-        self._films = pictures.Films()
+        self._films = pictures.Films(source)
         self._found: list[str] = []
         self._cut: dict[int, int] = {}
         self._surveys: dict[int, dict[str, Topic] | Problem] = {}
-        self._notes = {index: reads.notes(source, path) for index, path in enumerate(files)}
+        self._notes: dict[int, dict[str, str]] = {
+            index: source.once(path, "notes", partial(reads.notes, source, path))
+            for index, path in enumerate(files)
+        }
         sound = [s for i in self.indices if not isinstance(s := self._survey(i), Problem)]
         chosen = [(s, r) for s in sound if (r := topics.roles(s)) is not None]
         self._roles = chosen[0][1] if chosen else None
@@ -85,7 +91,7 @@ class Reader:
     def read(self, index: int) -> RawEpisode:
         """One recording; what cannot be read is said in its `problem`."""
         path = self._files[index]
-        uri, version = f"{self.source.uri}/{path}", self.source.version([path])
+        uri, version = f"{self.source.uri}/{path}", self.version(index)
         try:
             found = self._read(index, uri, version)
         except UnknownEncodingError as error:
@@ -95,6 +101,26 @@ class Reader:
         if isinstance(found, Problem):
             return RawEpisode(index, uri, version, problem=found)
         return found
+
+    def version(self, index: int) -> str:
+        """Digest of the file that an episode is read from."""
+        return self.source.version([self._files[index]])
+
+    def identity(self, index: int) -> Any:
+        """What decides all that `read` gives but address, version and task."""
+        path = self._files[index]
+        return [path, self.source.listed[path].version, self._roles, self.layout.fps]
+
+    def spans(self, index: int) -> dict[str, Span] | None:
+        """The films of an episode by camera, where they are still at hand."""
+        cameras = self._roles.cameras if self._roles is not None else {}
+        return self._films.known(self.identity(index), cameras)
+
+    def recall(self, index: int, notes: dict[str, Any]) -> str | None:
+        """Take note of an episode that an earlier run read; its task."""
+        if "cut" in notes:
+            self._cut[index] = notes["cut"]
+        return notes.get("text") or self._notes[index].get("task") or self._task
 
     def _read(self, index: int, uri: str, version: str) -> RawEpisode | Problem:
         survey = self._survey(index)
@@ -114,7 +140,8 @@ class Reader:
             return Problem(Reason.EMPTY_EPISODE, "no state or no command with a time and a value")
         first = max(int(commanded[0]), *(int(t[0]) for t in shown.values()), 0)
         rows = times >= first
-        self._cut[index] = int((~rows).sum())
+        read = {"text": text, "cut": int((~rows).sum())}
+        task = self.recall(index, read)
         times, state = times[rows], state[rows]
         action = action[np.searchsorted(commanded, times, side="right") - 1]
         videos: dict[str, Span] = {}
@@ -129,7 +156,8 @@ class Reader:
             index=index,
             uri=uri,
             version=version,
-            task=text or notes.get("task") or self._task,
+            task=task,
+            notes=read,
             timestamps_s=relative_s((times - times[:1]) / 1e9),
             state=state,
             action=action,
@@ -174,7 +202,7 @@ class Reader:
                     yield from [topics.picture(message.body())] * int(times)
 
         try:
-            return self._films.span(index, camera, frames(), self.layout.fps)
+            return self._films.span(self.identity(index), camera, frames(), self.layout.fps)
         except DamagedError:
             raise
         except BAD_PICTURE as error:
@@ -191,11 +219,21 @@ class Reader:
         """All topics of a file with their times; kept, since a file is read more than once."""
         if index not in self._surveys:
             path = self._files[index]
-            try:
-                self._surveys[index] = topics.survey(self._reads.messages(self.source, path))
-            except DamagedError as error:
-                self._surveys[index] = Problem(Reason.UNREADABLE_DATA, f"{path}: {error}")
+            found = self.source.once(path, "topics", partial(self._survey_now, path))
+            self._surveys[index] = (
+                Problem(Reason.UNREADABLE_DATA, f"{path}: {found}")
+                if isinstance(found, str)
+                else _TOPICS.validate_python(found)
+            )
         return self._surveys[index]
+
+    def _survey_now(self, path: str) -> Any:
+        """All topics of a file, as JSON, or one sentence about its damage."""
+        try:
+            found = topics.survey(self._reads.messages(self.source, path))
+        except DamagedError as error:
+            return str(error)
+        return _TOPICS.dump_python(found, mode="json")
 
     def _lacks(self, survey: dict[str, Topic]) -> Problem | None:
         if not survey:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from components.errors import DataError
 from components.ingestion import hdf5, lerobot_v2, lerobot_v3, magic, mcap, rlds, rosbag2
+from components.ingestion.raw import Reader
 from components.ingestion.source import Source
-from components.ingestion.writing import Reader
 
 FORMATS = (lerobot_v3, lerobot_v2, rlds, hdf5, mcap, rosbag2)
 

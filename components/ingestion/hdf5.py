@@ -62,9 +62,9 @@ class Reader:
         aloha = any(demo.group == "/" and demo.problem is None for demo in self._demos)
         self.format = "HDF5, ALOHA" if aloha else "HDF5, robomimic / Isaac Lab"
         self._state = self._action = Signal((), (), ())
-        self._films = pictures.Films()
+        self._films = pictures.Films(source)
         self._found: list[str] = []
-        self._failures: dict[str, list[bool]] = {}
+        self._failures: dict[str, dict[int, bool]] = {}
         self._cameras: dict[str, str] = {}
         self._infer(min_camera_share)
         self._fps, clock = self._rate(aloha)
@@ -82,7 +82,7 @@ class Reader:
     @property
     def warnings(self) -> list[str]:
         """What was inferred, and what the episodes read so far say of themselves."""
-        only = [path for path, failed in sorted(self._failures.items()) if all(failed)]
+        only = [path for path, failed in sorted(self._failures.items()) if all(failed.values())]
         return [
             *self._found,
             *(
@@ -95,7 +95,7 @@ class Reader:
         """One episode; what cannot be read is said in its `problem`."""
         demo = self._demos[index]
         uri = f"{self.source.uri}/{demo.path}#{demo.group.rsplit('/', 1)[-1]}"
-        version = self.source.version([demo.path])
+        version = self.version(index)
         if demo.problem is not None:
             return RawEpisode(index, uri, version, problem=demo.problem)
         try:
@@ -104,6 +104,29 @@ class Reader:
         except BROKEN as error:
             problem = Problem(Reason.UNREADABLE_DATA, f"{demo.path}: {_said(error)}")
             return RawEpisode(index, uri, version, problem=problem)
+
+    def version(self, index: int) -> str:
+        """Digest of the file that an episode is read from."""
+        return self.source.version([self._demos[index].path])
+
+    def identity(self, index: int) -> Any:
+        """What decides all that `read` gives but address, version and task."""
+        demo = self._demos[index]
+        digest = self.source.listed[demo.path].version
+        signals = [self._state.columns, self._state.widths, self._action.columns]
+        place = [demo.path, demo.group, digest]
+        return [*place, signals, self._action.widths, self._cameras, self._fps]
+
+    def spans(self, index: int) -> dict[str, Span] | None:
+        """The films of an episode by camera, where they are still at hand."""
+        return self._films.known(self.identity(index), self._cameras)
+
+    def recall(self, index: int, notes: dict[str, Any]) -> str | None:
+        """Take note of an episode that an earlier run read; its task."""
+        if "success" in notes:
+            path = self._demos[index].path
+            self._failures.setdefault(path, {})[index] = not notes["success"]
+        return notes.get("text") or self._task
 
     def _read(
         self, index: int, uri: str, version: str, demo: _Demo, group: h5py.Group
@@ -122,9 +145,9 @@ class Reader:
         if isinstance(both, RawEpisode):
             return both
         rows = len(both[0])
-        success = _success(group)
-        if success is not None:
-            self._failures.setdefault(demo.path, []).append(not success)
+        success, text = _success(group), _text(group)
+        notes = {"text": text} | ({} if success is None else {"success": success})
+        task = self.recall(index, notes)
         failed = Problem(Reason.FAILED_DEMONSTRATION, "the recording says success is false")
         videos: dict[str, Span] = {}
         if success is not False:
@@ -132,12 +155,13 @@ class Reader:
                 videos = self._videos(index, found, rows)
             except BROKEN as error:
                 problem = Problem(Reason.UNREADABLE_VIDEO, _said(error))
-                return RawEpisode(index, uri, version, problem=problem)
+                return RawEpisode(index, uri, version, problem=problem, notes=notes)
         return RawEpisode(
             index=index,
             uri=uri,
             version=version,
-            task=_text(group) or self._task,
+            task=task,
+            notes=notes,
             timestamps_s=_clock(found, rows, self._fps),
             state=both[0],
             action=both[1],
@@ -225,8 +249,9 @@ class Reader:
         return any(SENTENCE.match(key) for key in self._attributes)
 
     def _videos(self, index: int, found: dict[str, h5py.Dataset], rows: int) -> dict[str, Span]:
+        of = self.identity(index)
         return {
-            camera: self._films.span(index, camera, _pictures(found[key], rows), self._fps)
+            camera: self._films.span(of, camera, _pictures(found[key], rows), self._fps)
             for camera, key in self._cameras.items()
             if key in found
         }

@@ -16,8 +16,7 @@ from components.episodes import END_EFFECTOR, GRIPPER
 from components.ingestion import formats, oddities, unlisted
 from components.ingestion.measure import measure
 from components.ingestion.oddities import Seen
-from components.ingestion.raw import RawEpisode
-from components.ingestion.writing import Reader
+from components.ingestion.raw import RawEpisode, Reader
 
 LOOKED_AT = 8  # episodes whose pictures are looked at
 QUATERNION = re.compile(r"quat|^q[xyzw]$")

@@ -59,16 +59,14 @@ class Reader:
 
     def read(self, index: int) -> RawEpisode:
         """One episode; what cannot be read is said in its `problem`."""
-        videos = {key: files[index] for key, files in self._videos.items() if index in files}
-        paths = [p for p in (self._data.get(index), *videos.values()) if p is not None]
         return self._rows.episode(
             index=index,
             uri=f"{self.source.uri}#{index}",
-            version=self.source.version(["meta/info.json", *paths]),
+            version=self.version(index),
             table=self._duplicate(index) or self._table(index),
             tasks=self._tasks,
-            named=self._listed.get(index, {}).get("tasks"),
-            videos={key: Span(self.source.file(path)) for key, path in videos.items()},
+            named=self._named(index),
+            videos=self.spans(index),
         )
 
     def _take(self, files: dict[int, str], index: int, path: str) -> None:
@@ -82,6 +80,33 @@ class Reader:
         return (
             Problem(Reason.DUPLICATE_INDEX, f"two files of one episode: {said}") if said else None
         )
+
+    def version(self, index: int) -> str:
+        """Digest of the files that an episode is read from."""
+        return self.source.version(["meta/info.json", *self._files(index)])
+
+    def identity(self, index: int) -> Any:
+        """What decides all that `read` gives but address, version and task."""
+        files = {path: self.source.listed[path].version for path in self._files(index)}
+        places = [self._data.get(index), self._paths(index), self._twice.get(index)]
+        return [self._rows.signature, places, files]
+
+    def spans(self, index: int) -> dict[str, Span]:
+        """The videos of an episode by camera."""
+        return {key: Span(self.source.file(path)) for key, path in self._paths(index).items()}
+
+    def recall(self, index: int, notes: dict[str, Any]) -> str | None:
+        """Take note of an episode that an earlier run read; its task."""
+        return self._rows.recall(index, notes, self._tasks, self._named(index))
+
+    def _paths(self, index: int) -> dict[str, str]:
+        return {key: files[index] for key, files in self._videos.items() if index in files}
+
+    def _files(self, index: int) -> list[str]:
+        return [p for p in (self._data.get(index), *self._paths(index).values()) if p is not None]
+
+    def _named(self, index: int) -> Any:
+        return self._listed.get(index, {}).get("tasks")
 
     def _table(self, index: int) -> pa.Table | Problem:
         if index not in self._data:

@@ -6,9 +6,12 @@ Format: huggingface/lerobot, version v3.0.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -45,6 +48,7 @@ class Reader:
             (int(m[1]), int(m[2])): path for path in source.listed if (m := DATA.match(path))
         }
         self._kept: tuple[str, pa.Table | Problem] | None = None
+        self._ordered: npt.NDArray[np.int64] | None = None  # episode_index of the kept file's rows
         self._videos = self._find_videos(info, min_camera_share)
         self._rows = Rows.infer(info, (self._table(i) for i in self.indices))
         self.layout: Layout = metadata.layout(info, self._rows, tuple(sorted(self._videos)))
@@ -57,22 +61,49 @@ class Reader:
 
     def read(self, index: int) -> RawEpisode:
         """One episode; what cannot be read is said in its `problem`."""
-        row = self._listed[index]
-        spans = {k: files[index] for k, files in self._videos.items() if index in files}
-        data = self._data.get(_place(row, "data") or (-1, -1))
-        paths = [path for path in (data, *(path for path, *_ in spans.values())) if path]
         return self._rows.episode(
             index=index,
             uri=f"{self.source.uri}#{index}",
-            version=self.source.version(["meta/info.json", *paths]),
+            version=self.version(index),
             table=self._table(index),
             tasks=self._tasks,
-            named=row.get("tasks"),
-            videos={
-                key: Span(self.source.file(path), start_s, end_s)
-                for key, (path, start_s, end_s) in spans.items()
-            },
+            named=self._listed[index].get("tasks"),
+            videos=self.spans(index),
         )
+
+    def version(self, index: int) -> str:
+        """Digest of the files that an episode is read from."""
+        return self.source.version(["meta/info.json", *self._files(index)])
+
+    def identity(self, index: int) -> Any:
+        """What decides all that `read` gives but address, version and task.
+
+        Rows go by their content, since recorders append episodes to a file of signals that is
+        there; videos by their file.
+        """
+        places = self._places(index)
+        videos = {path: self.source.listed[path].version for path, *_ in places.values()}
+        table = self._table(index)
+        rows = table if isinstance(table, Problem) else _digest(table)
+        return [self._rows.signature, rows, places, videos]
+
+    def spans(self, index: int) -> dict[str, Span]:
+        """The videos of an episode by camera."""
+        return {
+            key: Span(self.source.file(path), start_s, end_s)
+            for key, (path, start_s, end_s) in self._places(index).items()
+        }
+
+    def recall(self, index: int, notes: dict[str, Any]) -> str | None:
+        """Take note of an episode that an earlier run read; its task."""
+        return self._rows.recall(index, notes, self._tasks, self._listed[index].get("tasks"))
+
+    def _places(self, index: int) -> dict[str, tuple[str, float, float]]:
+        return {key: files[index] for key, files in self._videos.items() if index in files}
+
+    def _files(self, index: int) -> list[str]:
+        data = self._data.get(_place(self._listed[index], "data") or (-1, -1))
+        return [p for p in (data, *(p for p, *_ in self._places(index).values())) if p]
 
     def _table(self, index: int) -> pa.Table | Problem:
         place = _place(self._listed[index], "data")
@@ -81,12 +112,16 @@ class Reader:
         path = self._data[place]
         if self._kept is None or self._kept[0] != path:
             self._kept = (path, metadata.table(self.source, path))
+            self._ordered = _ordered(self._kept[1])
         whole = self._kept[1]
         if isinstance(whole, Problem):
             return whole
         if not _is_integer(whole, "episode_index"):
             return Problem(Reason.MISSING_COLUMN, f"{path}: no column episode_index of integers")
-        return whole.filter(pc.field("episode_index") == index)
+        if self._ordered is None:
+            return whole.filter(pc.field("episode_index") == index)
+        first, end = np.searchsorted(self._ordered, [index, index + 1])
+        return whole.slice(first, end - first)
 
     def _episodes(self) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
@@ -129,6 +164,25 @@ class Reader:
             for key, paths in files.items()
         }
         return metadata.cameras(info, found, self.indices, share, self._found)
+
+
+def _ordered(table: pa.Table | Problem) -> npt.NDArray[np.int64] | None:
+    """The column episode_index where it ascends, so that episodes are slices."""
+    if isinstance(table, Problem) or not _is_integer(table, "episode_index"):
+        return None
+    column = table["episode_index"]
+    numbers = None if column.null_count else column.to_numpy().astype(np.int64)
+    return numbers if numbers is not None and (np.diff(numbers) >= 0).all() else None
+
+
+def _digest(table: pa.Table) -> str:
+    """Digest of an episode's rows but for its position in the data set."""
+    kept = [name for name in table.column_names if name not in ("index", "episode_index")]
+    sink = pa.BufferOutputStream()
+    rows = table.select(kept).replace_schema_metadata().combine_chunks()
+    with pa.ipc.new_stream(sink, rows.schema) as stream:
+        stream.write_table(rows)
+    return hashlib.sha256(sink.getvalue()).hexdigest()
 
 
 def _is_integer(table: pa.Table, name: str) -> bool:

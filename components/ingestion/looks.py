@@ -11,7 +11,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 
-from components.packets import Span
+from components.packets import Span, opened
 
 SMALL = (48, 64)  # height, width that pictures are compared in
 BLACK = 10  # grey level of 255
@@ -45,7 +45,7 @@ def sample(span: Span, packets: Packets, count: int) -> Grey:
     group = sum(pts >= max([first, *inside]) for pts in packets.shown)
     if last > first and group <= LONG_GROUP:
         wanted.append(last)
-    with av.open(str(span.path)) as container:
+    with opened(span.path) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         return np.stack([_picture(container, stream, pts) for pts in wanted])

@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
+from functools import partial
 from typing import Any, BinaryIO, cast
 
 import lz4.frame
@@ -63,7 +64,8 @@ class Reader(bags.Reader):
     def __init__(self, source: Source, min_camera_share: float) -> None:
         files = magic.files(source, MAGIC, (".mcap",))
         super().__init__(source, files, bags.Format("MCAP", messages, notes))
-        encodings = sorted({e for path in files for e in _encodings(source, path)})
+        told = [source.once(path, "encodings", partial(_encodings, source, path)) for path in files]
+        encodings = sorted({encoding for said in told for encoding in said})
         self.format = f"MCAP ({', '.join(encodings) or 'no messages'})"
 
 
@@ -190,12 +192,10 @@ def _bounded(chunk: records.Chunk) -> records.Chunk:
     return chunk
 
 
-def _encodings(source: Source, path: str) -> set[str]:
+def _encodings(source: Source, path: str) -> list[str]:
     try:
         found = [r for r in _records(source, path) if isinstance(r, records.Channel)]
     except DamagedError:
-        return set()
-    return {
-        {"cdr": "ROS 2 CDR", "json": "JSON"}.get(c.message_encoding, c.message_encoding)
-        for c in found
-    }
+        return []
+    said = {"cdr": "ROS 2 CDR", "json": "JSON"}
+    return sorted({said.get(c.message_encoding, c.message_encoding) for c in found})

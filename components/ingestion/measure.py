@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from typing import Any
 
 import av
 import numpy as np
@@ -16,7 +17,17 @@ from components.ingestion import bitstream, looks, signals
 from components.ingestion.looks import Packets
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Reason
-from components.packets import Shape, Span, walk
+from components.packets import Shape, Span, frame_ticks, opened, walk
+
+
+@dataclass
+class Encoded:
+    """One video of an episode as it is: its size, and the digest of all that a copy depends on."""
+
+    size: int  # bytes of packets
+    parameters: str  # digest of what must agree within one file
+    sha256: str  # of parameters, times and packets, also of those before the episode's first
+
 
 KNOWN = {  # facts that checks may name
     *signals.KNOWN,
@@ -50,20 +61,24 @@ class Facts:
     videos_unreadable: int = 0
     frames_off: float | None = None  # largest |pictures - rows| of any camera
     picture_shapes: dict[str, tuple[int, int]] = field(default_factory=dict)  # camera -> (H, W)
+    duration_s: float = 0.0
     drift_s: float = 0.0  # largest |length of video - length by the rows' clock|
     numbers: dict[str, float] = field(default_factory=dict)  # more facts, where measured
+    encoded: dict[str, Encoded] = field(default_factory=dict)  # by camera
     episode_id: str = ""
+    notes: dict[str, Any] = field(default_factory=dict)  # of the reader, to tell again
     details: dict[Reason, str] = field(default_factory=dict)
 
 
 def measure(source: int, raw: RawEpisode, layout: Layout, *, pictures: int) -> Facts:
     """Facts of one episode, `pictures` of each video sampled. Never fails on what it holds."""
     facts = Facts(source, raw.index, raw.uri, layout.robot_type, n_frames=len(raw.timestamps_s))
-    facts.task = raw.task
+    facts.task, facts.notes = raw.task, raw.notes
     if raw.problem is not None:
         facts.read_problem = raw.problem.reason
         facts.details[raw.problem.reason] = raw.problem.detail
         return facts
+    facts.duration_s = float(raw.timestamps_s[-1]) if len(raw.timestamps_s) else 0.0
     _measure_signals(facts, raw, layout)
     facts.numbers |= signals.numbers(raw, layout)
     digest = hashlib.sha256()
@@ -108,7 +123,7 @@ def _measure_video(
         facts.details.setdefault(Reason.MISSING_VIDEO, f"{camera}: the episode has no video")
         return
     try:
-        packets, shape = _walk(raw.videos[camera], digest)
+        packets, shape, facts.encoded[camera] = _walk(raw.videos[camera], digest)
         shown = looks.shares(looks.sample(raw.videos[camera], packets, pictures))
     except (av.FFmpegError, IndexError, ValueError) as error:
         facts.videos_unreadable += 1
@@ -142,14 +157,16 @@ def _measure_length(facts: Facts, camera: str, raw: RawEpisode, fps: float, coun
         facts.numbers["drift_steps"] = facts.drift_s * fps
 
 
-def _walk(span: Span, digest: hashlib._Hash) -> tuple[Packets, Shape]:
+def _walk(span: Span, digest: hashlib._Hash) -> tuple[Packets, Shape, Encoded]:
     """Where a span's pictures are, and their shape; packets go into the digest as decoded.
 
     ValueError where a packet is damaged or there is none.
     """
     shown: list[int] = []
     keys: list[int] = []
-    with av.open(str(span.path)) as container:
+    times: list[tuple[int, int | None, int, bool, bool]] = []
+    before, size = hashlib.sha256(), 0
+    with opened(span.path) as container:
         stream = container.streams.video[0]
         shape = None
         for packet, inside in walk(container, span):
@@ -159,11 +176,19 @@ def _walk(span: Span, digest: hashlib._Hash) -> tuple[Packets, Shape]:
                 raise ValueError(f"the packet of picture {len(shown)} is damaged")
             if packet.is_keyframe:
                 keys.append(packet.pts)
+            times.append((packet.pts, packet.duration, len(data), packet.is_keyframe, inside))
+            size += len(data)
             if inside:
                 shown.append(packet.pts)
                 digest.update(len(data).to_bytes(8, "big"))
-                digest.update(data)
+            (digest if inside else before).update(data)
         shape = Shape.of(stream)
+        said = (shape, stream.time_base, frame_ticks(stream), times, before.hexdigest())
     if not shown:
         raise ValueError("no picture in the episode's span")
-    return Packets(shown, keys), shape
+    encoded = Encoded(size, _digest(shape), _digest(said))
+    return Packets(shown, keys), shape, encoded
+
+
+def _digest(said: object) -> str:
+    return hashlib.sha256(repr(said).encode()).hexdigest()

@@ -1,6 +1,6 @@
 """Pictures that are no video yet: decoded within bounds, and encoded once to a film of their own.
 
-The films of a source lie in a temporary folder that goes when its reader does.
+The films of a run lie in a folder that goes with it; the shard store keeps them for the next.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import tempfile
 import weakref
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,26 +19,53 @@ from PIL import Image
 
 from components.encoding import encode
 from components.packets import Span
+from components.shards import key
+
+if TYPE_CHECKING:
+    from components.ingestion.source import Source
 
 MAX_PIXELS = 64 * 2**20  # of one picture: more is a decompression bomb, no camera
 Picture = npt.NDArray[np.uint8]
 
 
 class Films:
-    """Encodes the pictures of (episode, camera) once; later calls give the same file."""
+    """Encodes the pictures of (episode, camera) once; later calls and runs give the same file.
 
-    def __init__(self) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="wamflow-films-"))
-        weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+    Episodes go by their identity, as `Reader.identity` gives it; it says the rate, too.
+    """
 
-    def span(self, index: int, camera: str, pictures: Iterable[Picture], fps: float) -> Span:
+    def __init__(self, source: Source) -> None:
+        self._memory = source.memory
+        if self._memory is not None:
+            self._folder = self._memory.scratch
+        else:
+            self._folder = Path(tempfile.mkdtemp(prefix="wamflow-films-"))
+            weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+
+    def span(self, of: Any, camera: str, pictures: Iterable[Picture], fps: float) -> Span:
         """The film of one camera of one episode. ValueError or OSError when a picture is bad."""
-        path = self._folder / f"{index:06d}-{camera}.mp4"
-        if not path.exists():
+        name = key("film", of, camera)
+        if (path := self._known(name)) is None:
+            path = self._folder / f"{name}.mp4"
             partial = path.with_name(f"partial-{path.name}")
             encode(partial, pictures, fps)
             partial.rename(path)
+            if self._memory is not None:
+                self._memory.shards.keep_file(name, path)
         return Span(path)
+
+    def known(self, of: Any, cameras: Iterable[str]) -> dict[str, Span] | None:
+        """The films of all cameras of one episode; None where one was not made yet."""
+        found = {camera: self._known(key("film", of, camera)) for camera in cameras}
+        spans = {camera: Span(path) for camera, path in found.items() if path is not None}
+        return spans if len(spans) == len(found) else None
+
+    def _known(self, name: str) -> Path | None:
+        path = self._folder / f"{name}.mp4"
+        if path.exists():
+            return path
+        kept = self._memory is not None and self._memory.shards.link(name, path)
+        return path if kept else None
 
 
 def decode(data: bytes) -> Picture:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -37,6 +38,43 @@ class RawEpisode:
     action: Float = field(default_factory=lambda: np.empty((0, 0), np.float32))  # (T, A)
     videos: dict[str, Span] = field(default_factory=dict)
     problem: Problem | None = None
+    notes: dict[str, Any] = field(default_factory=dict)  # JSON; what `Reader.recall` wants to know
+
+
+class Reader(Protocol):
+    """What every format gives."""
+
+    format: str  # for people
+    layout: Layout
+    indices: list[int]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One sentence for each oddity; what only rows show is there once they were read."""
+        ...
+
+    def read(self, index: int) -> RawEpisode:
+        """One episode; what cannot be read is said in its `problem`."""
+        ...
+
+    def version(self, index: int) -> str:
+        """Digest of the files that an episode is read from, as they were listed."""
+        ...
+
+    def identity(self, index: int) -> Any:
+        """JSON that decides all that `read` gives but address, version and task.
+
+        It names the listed digests of files, so nothing is read for it.
+        """
+        ...
+
+    def recall(self, index: int, notes: dict[str, Any]) -> str | None:
+        """Take note of an episode that an earlier run read (`RawEpisode.notes`); its task."""
+        ...
+
+    def spans(self, index: int) -> dict[str, Span] | None:
+        """The videos of an episode by camera; None where only `read` can make them."""
+        ...
 
 
 def relative_s(times: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -53,9 +53,8 @@ class Reader:
         for path in sorted(filter(RECORDS.search, source.listed), key=arrays.natural):
             self._places += self._index(path)
         self.indices = list(range(len(self._places)))
-        self._films = pictures.Films()
-        self._ends: Counter[str] = Counter()
-        self._read: set[int] = set()
+        self._films = pictures.Films(source)
+        self._ends: dict[int, list[str]] = {}  # which marks of an end an episode has set
         self._cameras = {
             columns.camera(key.rsplit("/", 1)[-1]): key
             for key, spec in self._spec.items()
@@ -77,16 +76,18 @@ class Reader:
         never = [
             end
             for end in ENDS
-            if f"steps/{end}" in self._spec and self._read and not self._ends[end]
+            if f"steps/{end}" in self._spec
+            and self._ends
+            and not any(end in ends for ends in self._ends.values())
         ]
-        said = [f"{' and '.join(never)} never set in {len(self._read)} episodes"] if never else []
+        said = [f"{' and '.join(never)} never set in {len(self._ends)} episodes"] if never else []
         return self._found + said
 
     def read(self, index: int) -> RawEpisode:
         """One episode; what cannot be read is said in its `problem`."""
         path, number, place = self._places[index]
         uri = f"{self.source.uri}/{path}#{number}"
-        version = self.source.version([path, *filter(None, [_features_path(self.source)])])
+        version = self.version(index)
         if isinstance(place, Problem):
             return RawEpisode(index, uri, version, problem=place)
         try:
@@ -95,6 +96,28 @@ class Reader:
             problem = Problem(Reason.UNREADABLE_DATA, f"{path}: {error}")
             return RawEpisode(index, uri, version, problem=problem)
         return self._episode(index, uri, version, found)
+
+    def version(self, index: int) -> str:
+        """Digest of the files that an episode is read from."""
+        described = filter(None, [_features_path(self.source)])
+        return self.source.version([self._places[index][0], *described])
+
+    def identity(self, index: int) -> Any:
+        """What decides all that `read` gives but address, version and task."""
+        path, number, _ = self._places[index]
+        digest = self.source.listed[path].version
+        signals = [self._state.columns, self._state.widths, self._action.columns]
+        place = [path, number, digest]
+        return [*place, signals, self._action.widths, self._cameras, self._fps, self._spec]
+
+    def spans(self, index: int) -> dict[str, Span] | None:
+        """The films of an episode by camera, where they are still at hand."""
+        return self._films.known(self.identity(index), self._cameras)
+
+    def recall(self, index: int, notes: dict[str, Any]) -> str | None:
+        """Take note of an episode that an earlier run read; its task."""
+        self._ends[index] = notes.get("ends", [])
+        return notes.get("text")
 
     def _episode(self, index: int, uri: str, version: str, found: dict[str, Any]) -> RawEpisode:
         missing = [k for s in (self._state, self._action) for k in s.columns if k not in found]
@@ -111,21 +134,23 @@ class Reader:
             return both
         rows = len(both[0])
         videos: dict[str, Span] = {}
+        of = self.identity(index)
         try:
             for camera, key in self._cameras.items():
                 if files := found.get(key):
                     film = _film(key, files, rows)
-                    videos[camera] = self._films.span(index, camera, film, self._fps)
+                    videos[camera] = self._films.span(of, camera, film, self._fps)
         except (OSError, ValueError) as error:
             problem = Problem(Reason.UNREADABLE_VIDEO, str(error))
             return RawEpisode(index, uri, version, problem=problem)
-        self._read.add(index)
-        self._ends.update(e for e in ENDS if np.any(found.get(f"steps/{e}", np.zeros(1))))
+        ends = [e for e in ENDS if np.any(found.get(f"steps/{e}", np.zeros(1)))]
+        notes: dict[str, Any] = {"ends": ends, "text": _sentence(found)}
         return RawEpisode(
             index=index,
             uri=uri,
             version=version,
-            task=_sentence(found),
+            task=self.recall(index, notes),
+            notes=notes,
             timestamps_s=relative_s(np.arange(rows) / self._fps),
             state=both[0],
             action=both[1],

@@ -77,18 +77,33 @@ class Rows:
         if times is None or times.shape[1] != 1:
             fault = Problem(Reason.MISSING_COLUMN, "timestamp: expected one number a row")
             return RawEpisode(index, uri, version, problem=fault)
+        notes: dict[str, Any] = {"task_index": _task_index(table)}
         if len(times) and abs(times[0, 0]) < 1e5:
-            self.starts_s[index] = float(times[0, 0])
+            notes["start_s"] = float(times[0, 0])
         return RawEpisode(
             index=index,
             uri=uri,
             version=version,
-            task=_task(table, tasks, named),
+            task=self.recall(index, notes, tasks, named),
+            notes=notes,
             timestamps_s=relative_s(times[:, 0]),
             state=state,
             action=action,
             videos=videos,
         )
+
+    @property
+    def signature(self) -> list[Any]:
+        """How signals are taken, for the identity of an episode."""
+        return [self.state.columns, self.state.widths, self.action.columns, self.action.widths]
+
+    def recall(
+        self, index: int, notes: dict[str, Any], tasks: dict[int, str], named: Any
+    ) -> str | None:
+        """Take note of an episode that was read, now or in an earlier run; its task."""
+        if "start_s" in notes:
+            self.starts_s[index] = notes["start_s"]
+        return _task(notes.get("task_index"), tasks, named)
 
     def _missing(self, table: pa.Table) -> Problem | None:
         if "timestamp" not in table.column_names:
@@ -118,12 +133,17 @@ def _short(names: Sequence[str]) -> str:
     return ", ".join(names[:SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _task(table: pa.Table, tasks: dict[int, str], named: Any) -> str | None:
+def _task_index(table: pa.Table) -> int | None:
+    if "task_index" not in table.column_names or not table.num_rows:
+        return None
+    number = table["task_index"][0].as_py()
+    return number if isinstance(number, int) else None
+
+
+def _task(number: int | None, tasks: dict[int, str], named: Any) -> str | None:
     """By the first row's task_index; else the first sentence that the metadata name."""
-    if "task_index" in table.column_names and table.num_rows:
-        number = table["task_index"][0].as_py()
-        text = tasks.get(number) if isinstance(number, int) else None
-        if text and text.strip():
-            return text.strip()
+    text = None if number is None else tasks.get(number)
+    if text and text.strip():
+        return text.strip()
     first = named[0] if isinstance(named, list) and named else named
     return first.strip() or None if isinstance(first, str) else None

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from components.errors import DataError, UserError
 from components.outputs import sha256
+
+if TYPE_CHECKING:
+    from components.ingestion.memory import Memory
 
 
 class Object(BaseModel, frozen=True):
@@ -53,6 +57,22 @@ class Source(BaseModel):
     name: str
     objects: list[Object]
     aside: list[Aside] = []
+    _memory: Memory | None = PrivateAttr(default=None)
+
+    @property
+    def memory(self) -> Memory | None:
+        """What earlier runs found out; None when nothing is to be kept (`inspect`)."""
+        return self._memory
+
+    def remember(self, memory: Memory) -> None:
+        """From now on keep what is found out of the files."""
+        self._memory = memory
+
+    def once(self, path: str, name: str, compute: Callable[[], Any]) -> Any:
+        """A JSON value that only the content of a listed file decides, or what earlier runs got."""
+        if self._memory is None:
+            return compute()
+        return self._memory.once(self.listed[path].version, name, compute)
 
     @cached_property
     def root(self) -> Path:

@@ -1,12 +1,13 @@
 """ingestion: recordings as people publish them in, valid LeRobot v3.0 episodes out, rejects aside.
 
 Read order: here, then `formats.py` and one of the readers it names, `measure.py`, `checks.py` and
-`suites/` (what passes), `writing.py` (what is written). The sources
-are read twice: to judge, to write.
+`suites/` (what passes), `groups.py` and `writing.py` (what is written). New recordings are read
+twice: to judge, to write; what earlier runs found out comes from the shard store (`memory.py`).
 """
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,10 +20,11 @@ from components.ingestion import source, suites
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.suites import Change
 from components.outputs import whole_folder
+from components.shards import Shards
 
 if TYPE_CHECKING:
     from components.ingestion.measure import Facts
-    from components.ingestion.writing import Reader
+    from components.ingestion.raw import Reader
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -83,14 +85,40 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
     known format, or when no episode passes. A bad episode is a row of quarantine.parquet.
     """
     listed = source.load(sources)
+    shards = Shards("ingestion", {"pictures": config.sampled_pictures, **_libraries()})
+    with shards.scratch() as scratch:
+        return _run(listed, episodes, quarantine, config, shards, scratch)
+
+
+def _libraries() -> dict[str, str]:
+    """Whose other version may read, decode or encode otherwise."""
+    return {name: importlib.metadata.version(name) for name in ("av", "pillow", "numpy")}
+
+
+def _run(
+    listed: list[source.Source],
+    episodes: Path,
+    quarantine: Path,
+    config: Config,
+    shards: Shards,
+    scratch: Path,
+) -> Report:
     from components.ingestion import formats  # it imports what reads and decodes
+    from components.ingestion.memory import Memory
 
     for item in listed:
         item.fetch()
+    memory = Memory(shards, scratch, listed)
+    for item in listed:
+        item.remember(memory)
     readers = [formats.open_source(item, config.min_camera_share) for item in listed]
     chosen = _suites(readers, config)
-    facts = _measure(readers, config.sampled_pictures)
-    from components.ingestion import checks, writing  # takes seconds: after the cheap refusals
+    facts = [
+        found
+        for number, (item, reader) in enumerate(zip(listed, readers, strict=True))
+        for found in memory.facts(number, reader, item.uri, pictures=config.sampled_pictures)
+    ]
+    from components.ingestion import checks, groups, writing  # takes seconds: last
 
     verdicts = checks.validate(
         facts, chosen, report.folder("ingestion"), score_only=config.score_only
@@ -112,8 +140,8 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
             accepted,
             readers,
             [item.name for item in listed],
-            data_file_mb=config.data_file_mb,
-            video_file_mb=config.video_file_mb,
+            groups.Groups(shards, readers, scratch),
+            groups.Limits(config.data_file_mb, config.video_file_mb),
         )
         records.write(aside / "quarantine.parquet", kept_aside, records.QUARANTINE, "source_uri")
     return Report(
@@ -137,16 +165,6 @@ def _suites(readers: list[Reader], config: Config) -> dict[str, list[suites.Chec
     values = config.model_dump()
     robots = {reader.layout.robot_type for reader in readers}
     return {robot: suites.suite(robot, config.checks, values, KNOWN) for robot in robots}
-
-
-def _measure(readers: list[Reader], pictures: int) -> list[Facts]:
-    from components.ingestion.measure import measure
-
-    return [
-        measure(number, reader.read(index), reader.layout, pictures=pictures)
-        for number, reader in enumerate(readers)
-        for index in reader.indices
-    ]
 
 
 def _aside(rejected: list[tuple[Facts, Problem]]) -> list[dict[str, object]]:

@@ -6,33 +6,17 @@ Episodes of one robot type with other signals, rates or pictures get a folder of
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from components import lerobot, records
+from components.ingestion.groups import Groups, Limits, split
 from components.ingestion.measure import Facts
-from components.ingestion.raw import Layout, RawEpisode
-
-
-class Reader(Protocol):
-    """What every format gives."""
-
-    format: str  # for people
-    layout: Layout
-    indices: list[int]
-
-    @property
-    def warnings(self) -> list[str]:
-        """One sentence for each oddity; what only rows show is there once they were read."""
-        ...
-
-    def read(self, index: int) -> RawEpisode:
-        """One episode."""
-        ...
+from components.ingestion.raw import Reader
 
 
 @dataclass
@@ -52,39 +36,23 @@ def unique(passed: list[tuple[Facts, dict[str, str]]]) -> list[Accepted]:
     return list(found.values())
 
 
-@dataclass
-class Writers:
-    """One LeRobot writer for each set of features, in order of first appearance."""
+def folders(accepted: list[Accepted], readers: list[Reader]) -> dict[str, list[Accepted]]:
+    """Episodes by the folder they go to, one for each set of features, by first appearance."""
+    names: dict[tuple[Any, ...], str] = {}
+    found: dict[str, list[Accepted]] = {}
+    for item in accepted:
+        layout = readers[item.facts.source].layout
+        features = (layout, tuple(sorted(item.facts.picture_shapes.items())))
+        if features not in names:
+            names[features] = _name(layout.robot_type, set(found))
+        found.setdefault(names[features], []).append(item)
+    return found
 
-    root: Path
-    data_file_mb: int
-    video_file_mb: int
-    open: dict[tuple[Any, ...], tuple[str, lerobot.Writer]] = field(default_factory=dict)
 
-    def of(self, layout: Layout, facts: Facts) -> tuple[str, lerobot.Writer]:
-        """Folder name and writer for an episode."""
-        key = (layout, tuple(sorted(facts.picture_shapes.items())))
-        if key not in self.open:
-            name = self._name(layout.robot_type)
-            self.open[key] = (
-                name,
-                lerobot.Writer(
-                    self.root / name,
-                    robot_type=layout.robot_type,
-                    fps=layout.fps,
-                    state_names=layout.state_names,
-                    action_names=layout.action_names,
-                    data_file_mb=self.data_file_mb,
-                    video_file_mb=self.video_file_mb,
-                ),
-            )
-        return self.open[key]
-
-    def _name(self, robot_type: str) -> str:
-        slug = re.sub(r"[^a-z0-9]+", "-", robot_type.lower()).strip("-") or "unknown"
-        taken = {name for name, _ in self.open.values()}
-        names = (slug if i == 1 else f"{slug}-{i}" for i in range(1, len(taken) + 2))
-        return next(name for name in names if name not in taken)
+def _name(robot_type: str, taken: set[str]) -> str:
+    slug = re.sub(r"[^a-z0-9]+", "-", robot_type.lower()).strip("-") or "unknown"
+    names = (slug if i == 1 else f"{slug}-{i}" for i in range(1, len(taken) + 2))
+    return next(name for name in names if name not in taken)
 
 
 def write(
@@ -92,48 +60,49 @@ def write(
     accepted: list[Accepted],
     readers: list[Reader],
     names: list[str],
-    *,
-    data_file_mb: int,
-    video_file_mb: int,
+    groups: Groups,
+    limits: Limits,
 ) -> list[dict[str, Any]]:
     """Write all episodes and `manifest.parquet` to the existing folder `root`; return the rows."""
-    writers = Writers(root, data_file_mb, video_file_mb)
-    rows = list(_rows(accepted, readers, names, writers))
-    for _, writer in writers.open.values():
+    rows: list[dict[str, Any]] = []
+    for folder, items in folders(accepted, readers).items():
+        layout = readers[items[0].facts.source].layout
+        writer = lerobot.Writer(
+            root / folder,
+            robot_type=layout.robot_type,
+            fps=layout.fps,
+            state_names=layout.state_names,
+            action_names=layout.action_names,
+            data_file_mb=limits.data_mb,
+            video_file_mb=limits.video_mb,
+        )
+        width = len(layout.state_names) + len(layout.action_names)
+        parts = split([item.facts for item in items], width, limits)
+        tasks = iter([str(item.facts.task) for item in items])
+        for files in groups.finish(root / folder, layout, parts):
+            writer.take(files, list(itertools.islice(tasks, len(files.lengths))))
         writer.close()
+        rows += [_row(item, folder, index, readers, names) for index, item in enumerate(items)]
     records.write(root / "manifest.parquet", rows, records.MANIFEST, sort_by="episode_id")
     return rows
 
 
-def _rows(
-    accepted: list[Accepted], readers: list[Reader], names: list[str], writers: Writers
-) -> Iterator[dict[str, Any]]:
-    for item in accepted:
-        reader = readers[item.facts.source]
-        raw = reader.read(item.facts.index)
-        folder, writer = writers.of(reader.layout, item.facts)
-        assert raw.task is not None
-        index = writer.add(
-            lerobot.Recording(
-                task=raw.task,
-                timestamps_s=raw.timestamps_s,
-                state=raw.state,
-                action=raw.action,
-                spans={camera: raw.videos[camera] for camera in reader.layout.cameras},
-            )
-        )
-        yield {
-            "episode_id": item.facts.episode_id,
-            "source": names[item.facts.source],
-            "source_uri": raw.uri,
-            "source_version": raw.version,
-            "embodiment": folder,
-            "episode_index": index,
-            "task": raw.task,
-            "n_frames": len(raw.timestamps_s),
-            "duration_s": float(raw.timestamps_s[-1]),
-            "fps": reader.layout.fps,
-            "operator": "",
-            "origins": item.origins,
-            "checks": json.dumps(item.warnings, sort_keys=True),
-        }
+def _row(
+    item: Accepted, folder: str, index: int, readers: list[Reader], names: list[str]
+) -> dict[str, Any]:
+    facts, reader = item.facts, readers[item.facts.source]
+    return {
+        "episode_id": facts.episode_id,
+        "source": names[facts.source],
+        "source_uri": facts.uri,
+        "source_version": reader.version(facts.index),
+        "embodiment": folder,
+        "episode_index": index,
+        "task": facts.task,
+        "n_frames": facts.n_frames,
+        "duration_s": facts.duration_s,
+        "fps": reader.layout.fps,
+        "operator": "",
+        "origins": item.origins,
+        "checks": json.dumps(item.warnings, sort_keys=True),
+    }
