@@ -189,7 +189,9 @@ class Episodes:
         self.root = root
         self.manifest = records.read(root / "manifest.parquet", records.MANIFEST)
         self.ids: list[str] = self.manifest["episode_id"].to_pylist()
-        self._rows = {row["episode_id"]: row for row in self.manifest.to_pylist()}
+        self._rows: dict[str, dict[str, Any]] = {
+            row["episode_id"]: row for row in self.manifest.to_pylist()
+        }
         self._sets: dict[str, _LeRobot] = {}
 
     def __len__(self) -> int:
@@ -199,10 +201,14 @@ class Episodes:
         return (self[episode_id] for episode_id in self.ids)
 
     def __getitem__(self, episode_id: str) -> Episode:
+        row = self.row(episode_id)
+        return self.embodiment(row["embodiment"]).episode(row["episode_index"], episode_id)
+
+    def row(self, episode_id: str) -> dict[str, Any]:
+        """The manifest's row of an episode. DataError when it has none."""
         if episode_id not in self._rows:
             raise DataError(f"{self.root}: no episode {episode_id}; it has {len(self.ids)} others.")
-        row = self._rows[episode_id]
-        return self.embodiment(row["embodiment"]).episode(row["episode_index"], episode_id)
+        return self._rows[episode_id]
 
     def embodiment(self, name: str) -> _LeRobot:
         """The LeRobot data set of one embodiment."""

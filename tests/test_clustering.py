@@ -438,3 +438,35 @@ def test_no_events(inputs: Path, tmp_path: Path) -> None:
             tmp_path / "clusters",
             config=CONFIG,
         )
+
+
+def test_what_was_measured_and_said_before_is_not_measured_again(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = cluster(inputs, tmp_path / "first")
+
+    def never(*_: Any) -> Any:
+        raise AssertionError("this was kept")
+
+    monkeypatch.setattr(descriptors, "measure", never)
+    monkeypatch.setattr(descriptors, "thumbnails", never)
+    monkeypatch.setattr(sentences, "embed", never)
+    assert cluster(inputs, tmp_path / "again") == report
+    for name in ("clusters.parquet", "names.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+    monkeypatch.setenv("WAMFLOW_STORE", str(tmp_path / "empty"))
+    with pytest.raises(AssertionError, match="this was kept"):
+        cluster(inputs, tmp_path / "anew")
+
+
+def test_a_sample_finds_the_groups_of_all_points(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(5, 8)) * 10
+    of = rng.integers(0, 5, 600)
+    points = centres[of] + rng.normal(size=(600, 8))
+    whole, explained = groups.group(points, 5, 0, 5)
+    monkeypatch.setattr(groups, "SAMPLE", 60)
+    labels, share = groups.group(points, 5, 0, 5)
+    assert (labels == whole).all()
+    assert share == pytest.approx(explained)
+    assert groups.group(points[:1].repeat(100, axis=0), 5, 0, 5)[0].max() == 0

@@ -9,6 +9,7 @@ import hashlib
 import json
 import shutil
 import stat
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -570,3 +571,24 @@ def test_people_and_models_are_named_in_what_is_shown(capsys: pytest.CaptureFixt
         "prompt bbbb", "seed 7", "bob at 2026-11-22", "the machine said: moves", "40 to 100",
     ):  # fmt: skip
         assert words in said, words
+
+
+# --- what a changed prompt makes stale -----------------------------------------------------------
+
+
+def test_a_changed_prompt_makes_captioning_stale_and_nothing_before_it(past: Path) -> None:
+    worktree = past.parent / "second"
+    prompts = worktree / "components" / "captioning" / "prompts"
+
+    def stale() -> list[str]:
+        said = command(worktree, sys.executable, "-m", "dvc", "status", "--json")
+        return sorted(json.loads(said))
+
+    assert stale() == []
+    try:
+        prompts.mkdir()
+        (prompts / "mine.md").write_text("what a user wrote")
+        assert stale() == ["captioning"]
+    finally:
+        shutil.rmtree(prompts)
+    assert stale() == []

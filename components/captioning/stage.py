@@ -26,7 +26,6 @@ from components.captioning.kinematics import OPPOSITE
 from components.captioning.questions import Model
 from components.captioning.rows import Asked, Captioned, caption_rows, told
 from components.episodes import Episodes
-from components.errors import DataError
 from components.shards import Shards, key
 
 Said = dict[str, list[overlay.CaptionCorrection]]  # by episode
@@ -168,17 +167,11 @@ def captioned(
     template = questions.prompt(config.prompt) if model else ""
     kept = Shards("captioning", _settings(config, model, template))
     asked = Asked(model, template, kept) if model else None
-    about = {row["episode_id"]: row for row in recordings.manifest.to_pylist()}
-    if strange := sorted(by_episode.keys() - about.keys()):
-        raise DataError(
-            f"{recordings.root}: no episode {strange[0]}, nor {len(strange) - 1} more that events "
-            "name. Run segmentation again."
-        )
     names = {
         i: key(
             i,
-            about[i]["task"],
-            _columns(recordings, about[i]["embodiment"]),
+            recordings.row(i)["task"],
+            _columns(recordings, recordings.row(i)["embodiment"]),
             of,
             overlay.lines(said.get(i, [])),
         )
@@ -259,18 +252,26 @@ def summary(
         sequences[tasks[episode_id]][actions] += 1
     usual = {task: found.most_common(1)[0] for task, found in sorted(sequences.items())}
     lines = [row for each in made.values() for row in each.rows]
-    verdicts = [json.loads(row["checks"]) for row in lines]
-    fallbacks = Counter(v.pop("fallback") for v in verdicts if "fallback" in v)
-    wrong = [[v for v in each.values() if v != "ok"] for each in verdicts]
+    numbers = Counter(row["level"] for row in lines)
+    fallbacks: Counter[str] = Counter()
+    flags: Counter[str] = Counter()
+    flagged = 0
+    for checks, number in Counter(row["checks"] for row in lines).items():
+        verdicts = json.loads(checks)
+        if reason := verdicts.pop("fallback", ""):
+            fallbacks[reason] += number
+        wrong = [verdict for verdict in verdicts.values() if verdict != "ok"]
+        flagged += number * bool(wrong)
+        flags.update(dict.fromkeys(wrong, number))
     tokens = [sum(each.input_tokens for each in made.values())]
     tokens += [sum(each.output_tokens for each in made.values())]
     cost = tokens[0] * config.input_usd_per_million + tokens[1] * config.output_usd_per_million
     return Report(
         captions=len(lines),
-        levels={level: sum(r["level"] == level for r in lines) for level in words.LEVELS},
+        levels={level: numbers[level] for level in words.LEVELS},
         captioners=dict(sorted(Counter(row["captioner"] for row in lines).items())),
-        flagged=sum(bool(each) for each in wrong),
-        flags=dict(sorted(Counter(v for each in wrong for v in each).items())),
+        flagged=flagged,
+        flags=dict(sorted(flags.items())),
         fallbacks=dict(sorted(fallbacks.items())),
         input_tokens=tokens[0],
         output_tokens=tokens[1],

@@ -7,7 +7,8 @@ joints has a space of its own, and is zero in all others.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +36,16 @@ class Kinematics:
     duration_s: float
     speed: float  # path / duration
     gripper: float  # change of the mean measured (else commanded) gripper
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can say it."""
+        return asdict(self) | {"displacement": self.displacement.tolist()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Kinematics:
+        """The same again, to the bit."""
+        vector = np.array(values["displacement"], dtype=np.float64)
+        return cls(**{**values, "axes": tuple(values["axes"]), "displacement": vector})
 
 
 def measure(episode: Episode, start_frame: int, end_frame: int) -> Kinematics:
@@ -95,14 +106,10 @@ def columns(events: list[Kinematics]) -> dict[str, tuple[int, tuple[str, ...]]]:
     return found
 
 
-def thumbnails(episode: Episode, starts_s: Seconds) -> Vector:
-    """(N, 192): the first camera at each start, 8 x 8 RGB in 0 to 1; NaN without a camera."""
-    size = THUMBNAIL[0] * THUMBNAIL[1] * 3
-    if not episode.clips:
-        return np.full((len(starts_s), size), np.nan)
+def thumbnails(episode: Episode, starts_s: Seconds) -> npt.NDArray[np.uint8]:
+    """(N, 192): the first camera at each start, 8 x 8 RGB; the episode has a camera."""
     clip = episode.clips[min(episode.clips)]
-    frames = clip.frames(starts_s, THUMBNAIL)
-    return frames.reshape(len(starts_s), size).astype(np.float64) / 255.0
+    return clip.frames(starts_s, THUMBNAIL).reshape(len(starts_s), -1)
 
 
 def joint_features(sentences: npt.NDArray[np.float32], pictures: Vector, share: float) -> Vector:

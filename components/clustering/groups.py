@@ -9,6 +9,7 @@ Points = npt.NDArray[np.float64]
 Labels = npt.NDArray[np.int64]
 
 DECIMALS = 6  # differences below are rounding, not meaning
+SAMPLE = 2_000  # points that restarts are tried on; the best start is then finished on all
 
 
 def group(points: Points, k: int, seed: int, restarts: int) -> tuple[Labels, float]:
@@ -17,16 +18,40 @@ def group(points: Points, k: int, seed: int, restarts: int) -> tuple[Labels, flo
     `points` is (N, F). k is clipped to the number of different points. Label 0 is the largest
     cluster; of equal ones the one that occurs first comes first.
     """
-    from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
     rounded = np.round(points, DECIMALS) + 0.0  # + 0.0: no negative zeros
-    k = min(k, len(np.unique(rounded, axis=0)))
     with threadpool_limits(1):
-        fit = KMeans(k, n_init=restarts, random_state=seed).fit(rounded)
+        labels, inertia = _fit(rounded, k, seed, restarts)
     total = float(((rounded - rounded.mean(axis=0)) ** 2).sum())
-    explained = 1.0 - float(fit.inertia_) / total if total > 0 else 1.0
-    return canonical(fit.labels_), explained
+    explained = 1.0 - inertia / total if total > 0 else 1.0
+    return canonical(labels), explained
+
+
+def _fit(points: Points, k: int, seed: int, restarts: int) -> tuple[npt.NDArray[np.int32], float]:
+    """Labels (N,) and the sum of squared distances to the centres."""
+    from sklearn.cluster import KMeans
+
+    some = points
+    if len(points) > SAMPLE:
+        chosen = np.random.default_rng(seed).choice(len(points), SAMPLE, replace=False)
+        some = points[np.sort(chosen)]
+    start = KMeans(_different(some, k), n_init=restarts, random_state=seed).fit(some)
+    if some is points:
+        return start.labels_, float(start.inertia_)
+    centres = start.cluster_centers_
+    fit = KMeans(len(centres), init=centres, n_init=1, random_state=seed).fit(points)
+    return fit.labels_, float(fit.inertia_)
+
+
+def _different(points: Points, most: int) -> int:
+    """Number of different points, counted up to `most`."""
+    seen: set[bytes] = set()
+    for point in points:
+        seen.add(point.tobytes())
+        if len(seen) == most:
+            break
+    return len(seen)
 
 
 def canonical(labels: npt.NDArray[np.integer]) -> Labels:

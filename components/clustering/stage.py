@@ -4,10 +4,14 @@ Joint clusters: k-means over the sentence embedding of the captions beside a thu
 event's first picture. Action clusters: k-means over kinematics, relative to the event's own
 embodiment. Both follow the data section of WALL-WM (arXiv 2606.01955), which balances sampling over
 the two; the choice of descriptors is ours.
+
+What is measured of an episode and the vector of a text are kept in the shard store, so that new
+episodes cost what they are; k-means itself sees all events at once, in every run.
 """
 
 from __future__ import annotations
 
+from base64 import b64decode, b64encode
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +23,9 @@ from components.errors import DataError
 
 if TYPE_CHECKING:
     from components.episodes import Episode, Episodes
+    from components.shards import Shards
+
+AT_ONCE = 1024  # episodes or texts after which what is done is kept
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -57,17 +64,19 @@ def run(episodes: Path, events: Path, captions: Path, clusters: Path, *, config:
 
     DataError when an event has no caption, no episode or no frames.
     """
+    from components import sentences
     from components.clustering import descriptors, groups, names
     from components.episodes import Episodes
-    from components.sentences import embed
+    from components.shards import Shards
 
     rows = records.read(events / "events.parquet", records.EVENTS).sort_by("event_id").to_pylist()
     if not rows:
         raise DataError(f"{events}/events.parquet: no events; expected some. See data/quarantine.")
     said = _captions(captions / "captions.parquet", [row["event_id"] for row in rows])
-    done, seen = _describe(Episodes(episodes), rows, with_pictures=config.picture_share > 0)
+    kept = Shards("clustering", {"sentences": sentences.DIGEST})
+    done, seen = _describe(Episodes(episodes), rows, config.picture_share > 0, kept)
     texts = [". ".join(levels[level] for level in config.caption_levels) for levels in said]
-    joint = descriptors.joint_features(embed(texts), seen, config.picture_share)
+    joint = descriptors.joint_features(_embed(texts, kept), seen, config.picture_share)
     action = descriptors.action_features(done)
     by_joint, joint_explained = groups.group(
         joint, config.joint_clusters, config.seed, config.restarts
@@ -117,28 +126,86 @@ def _captions(path: Path, event_ids: list[str]) -> list[dict[str, str]]:
     return [texts[event_id] for event_id in event_ids]
 
 
+def _embed(texts: list[str], kept: Shards) -> Any:
+    """Vectors of the texts, float32 (N, 384); each different text is embedded once, ever."""
+    from components.sentences import WIDTH, embed
+    from components.shards import key
+
+    names = {text: key("text", text) for text in texts}
+    found = kept.recall(names.values())
+    new = sorted(text for text, name in names.items() if name not in found)
+    for at in range(0, len(new), AT_ONCE):
+        some = new[at : at + AT_ONCE]
+        packed = {names[t]: _packed(v) for t, v in zip(some, embed(some), strict=True)}
+        kept.keep(packed)
+        found |= packed
+    vectors = {text: np.frombuffer(b64decode(found[name]), "<f4") for text, name in names.items()}
+    return np.stack([vectors[text] for text in texts]).reshape(len(texts), WIDTH)
+
+
+def _packed(vector: Any) -> str:
+    return b64encode(np.asarray(vector, "<f4").tobytes()).decode()
+
+
 def _describe(
-    episodes: Episodes, rows: list[dict[str, Any]], with_pictures: bool
+    episodes: Episodes, rows: list[dict[str, Any]], with_pictures: bool, kept: Shards
 ) -> tuple[list[Any], Any]:
     """Kinematics of each row, and its thumbnail (NaN if not asked for); episodes are read once."""
     from components.clustering import descriptors
+    from components.shards import key
 
     by_episode: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         by_episode.setdefault(row["episode_id"], []).append(index)
+    names = {
+        i: key("episode", i, with_pictures, _columns(episodes, i), [_span(rows[n]) for n in of])
+        for i, of in by_episode.items()
+    }
+    found = kept.recall(names.values())
+    known = [episode_id for episode_id in episodes.ids if episode_id in by_episode]
+    new = [episode_id for episode_id in known if names[episode_id] not in found]
+    for at in range(0, len(new), AT_ONCE):
+        some = {
+            names[i]: _measured(episodes[i], [rows[n] for n in by_episode[i]], with_pictures)
+            for i in new[at : at + AT_ONCE]
+        }
+        kept.keep(some)
+        found |= some
     done: list[Any] = [None] * len(rows)
     seen = np.full((len(rows), 3 * descriptors.THUMBNAIL[0] * descriptors.THUMBNAIL[1]), np.nan)
-    known = [episode_id for episode_id in episodes.ids if episode_id in by_episode]
-    for episode_id in known + sorted(set(by_episode) - set(known)):  # unknown ones raise
-        episode, indices = episodes[episode_id], by_episode[episode_id]
-        for index in indices:
-            _check_span(episode, rows[index])
-            row = rows[index]
-            done[index] = descriptors.measure(episode, row["start_frame"], row["end_frame"])
-        if with_pictures:
-            starts_s = np.array([rows[index]["start_s"] for index in indices])
-            seen[indices] = descriptors.thumbnails(episode, starts_s)
+    for episode_id, indices in by_episode.items():
+        for index, (motion, picture) in zip(indices, found[names[episode_id]], strict=True):
+            done[index] = descriptors.Kinematics.from_dict(motion)
+            if picture:
+                seen[index] = np.frombuffer(b64decode(picture), np.uint8) / 255.0
     return done, seen
+
+
+def _columns(episodes: Episodes, episode_id: str) -> Any:
+    """Embodiment and names of state and action. DataError for an episode that is not there."""
+    embodiment = episodes.row(episode_id)["embodiment"]
+    features = episodes.embodiment(embodiment).info["features"]
+    return embodiment, features["observation.state"]["names"], features["action"]["names"]
+
+
+def _span(row: dict[str, Any]) -> list[Any]:
+    return [row["start_frame"], row["end_frame"], row["start_s"]]
+
+
+def _measured(
+    episode: Episode, rows: list[dict[str, Any]], with_pictures: bool
+) -> list[tuple[dict[str, Any], str]]:
+    """Of each event its kinematics, and its thumbnail where there is one, as JSON can say them."""
+    from components.clustering import descriptors
+
+    for row in rows:
+        _check_span(episode, row)
+    done = [descriptors.measure(episode, row["start_frame"], row["end_frame"]) for row in rows]
+    pictures = [""] * len(rows)
+    if with_pictures and episode.clips:
+        shown = descriptors.thumbnails(episode, np.array([row["start_s"] for row in rows]))
+        pictures = [b64encode(one.tobytes()).decode() for one in shown]
+    return [(each.as_dict(), picture) for each, picture in zip(done, pictures, strict=True)]
 
 
 def _check_span(episode: Episode, row: dict[str, Any]) -> None:
