@@ -25,6 +25,7 @@ from components import corrections, params
 from components.errors import WamflowError
 from flows import failures, graph, pictures, quiet, runners, snapshot, supervisor, values, workspace
 from flows.graph import Stage
+from flows.progress import Progress
 from flows.workspace import Run
 
 TRIALS = "data/trials"
@@ -105,7 +106,8 @@ def run_stage(stage: Stage, run: Run, runner: runners.Setting) -> str:
     outcome = "cached"
     if not graph.restore(run.worktree, stage.name):
         attempt = task_run.run_count or 1
-        runners.choose(stage, runner)(stage, run, attempt=attempt, log=logger.info)
+        log = Progress(stage.name, logger.info)
+        runners.choose(stage, runner)(stage, run, attempt=attempt, log=log)
         outcome = "ran"
     text = pictures.markdown(stage.name, stage.desc, run.worktree, outcome)
     create_markdown_artifact(text, key=stage.name.replace("_", "-"), description=stage.desc)

