@@ -40,13 +40,23 @@ def _ingestion(r: Report) -> str:
 
 def _segmentation(r: Report) -> str:
     kinds = ", ".join(f"{n} {kind}" for kind, n in r["kinds"].items())
-    return f"{r['events']} events ({kinds}), median {r['median_event_s']:.2f} s"
+    said = f"{r['events']} events ({kinds}), median {r['median_event_s']:.2f} s"
+    return said + _people(r, "boundary_f1", "boundary F1 against people")
 
 
 def _captioning(r: Report) -> str:
     return (
         f"{r['captions']} captions on {len(r['levels'])} levels, {r['flagged']} flagged by checks"
-    )
+    ) + _people(r, "same_texts", "share of their texts that the machine says, too")
+
+
+def _people(r: Report, score: str, what: str) -> str:
+    """What people corrected and how far the machine agrees; empty where nobody said anything."""
+    people = r.get("people") or {}
+    if not people.get("corrections"):
+        return ""
+    agrees = "" if people[score] is None else f" ({what} {people[score]:.2f})"
+    return f"; {people['corrections']} corrections by people{agrees}"
 
 
 def _clustering(r: Report) -> str:

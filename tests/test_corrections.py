@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -132,6 +133,16 @@ def test_what_is_no_list_is_one_message(tmp_path: Path) -> None:
         path.write_text(json.dumps(line))
         with pytest.raises(UserError, match=f":1: .*{next(iter(change))}"):
             corrections.read(path, CaptionCorrection)
+
+
+def test_other_words_leave_the_boundaries_as_they_are() -> None:
+    """In the graph, boundaries depend on the one list and words on the other."""
+    graph = yaml.safe_load((Path(__file__).parents[1] / "dvc.yaml").read_text())["stages"]
+    reads = {name: {d for d in s["deps"] if "corrections/" in d} for name, s in graph.items()}
+    assert {name: places for name, places in reads.items() if places} == {
+        "segmentation": {str(corrections.EVENTS)},
+        "captioning": {str(corrections.CAPTIONS)},
+    }
 
 
 # --- laws ----------------------------------------------------------------------------------------
