@@ -26,6 +26,8 @@ MANIFEST = pa.schema(
         "operator": pa.string(),  # empty where unknown
         "origins": pa.list_(pa.string()),  # every address that held this content
         "checks": pa.string(),  # JSON: warning -> what was found; {} where nothing was
+        "video_lag_s": pa.float64(),  # how late pictures show the state; null where not clear
+        "action_lag_s": pa.float64(),  # how late the state follows the action; null where not clear
     }
 )
 QUARANTINE = pa.schema(

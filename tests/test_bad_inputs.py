@@ -13,12 +13,13 @@ import pytest
 
 from components.errors import WamflowError
 from components.ingestion import checks, formats, source, suites
-from components.ingestion.measure import KNOWN, Facts, measure
+from components.ingestion.measure import KNOWN, Effort, Facts, measure
 from components.ingestion.reasons import Reason
 from flows import snapshot
 from tests import bad_inputs
 from tests.test_ingestion import BROKEN, dataset_v21, ingest
 
+EFFORT = Effort(12, 0)
 ELSEWHERE = {  # kinds that test_ingestion.py and test_readers.py take through the stage
     *(f"lerobot: {name}" for name in BROKEN),
     *(f"hdf5: {name}" for name in bad_inputs.readers.BAD_HDF5),
@@ -40,7 +41,7 @@ def facts_of(folder: Path, base: Path, number: int) -> list[Facts]:
     listing = snapshot.write([str(folder)], base, base / "sources.json", base)
     reader = formats.open_source(source.load(listing)[0], 0.5)
     layout = reader.layout
-    return [measure(number, reader.read(i), layout, pictures=12) for i in reader.indices]
+    return [measure(number, reader.read(i), layout, effort=EFFORT) for i in reader.indices]
 
 
 def test_each_kind_of_bad_input_ends_with_its_reason(

@@ -21,6 +21,7 @@ CONFIG = stage.Config(
     max_video_frames_off=1,
     min_camera_share=0.5,
     sampled_pictures=4,
+    lag_pictures=0,
     checks={},
     score_only=False,
     data_file_mb=1,

@@ -43,6 +43,7 @@ CONFIG = Config(
     max_video_frames_off=1,
     min_camera_share=0.5,
     sampled_pictures=12,
+    lag_pictures=0,
     checks={},
     score_only=False,
     data_file_mb=100,

@@ -14,11 +14,12 @@ from pydantic import BaseModel
 
 from components.episodes import END_EFFECTOR, GRIPPER
 from components.ingestion import formats, oddities, unlisted
-from components.ingestion.measure import measure
+from components.ingestion.measure import Effort, measure
 from components.ingestion.oddities import Seen
 from components.ingestion.raw import RawEpisode, Reader
 
 LOOKED_AT = 8  # episodes whose pictures are looked at
+SAMPLED, LAG_PICTURES = 9, 400  # pictures of each of their videos
 QUATERNION = re.compile(r"quat|^q[xyzw]$")
 LENGTH = re.compile(r"^(?:eef?_|tcp_|d)?[xyz]$|eef_position|width|_pos_[xyz]$")
 ANGLE = re.compile(r"joint|^q\d+$|^d?(?:roll|pitch|yaw)$|motor")
@@ -76,7 +77,8 @@ def inspect(uri: str, max_episodes: int, min_camera_share: float = 0.5) -> Inspe
     shown: RawEpisode | None = None
     for index in chosen:
         raw = reader.read(index)
-        facts = measure(0, raw, reader.layout, pictures=LOOKED_AT if index in pictured else 0)
+        effort = Effort(SAMPLED, LAG_PICTURES) if index in pictured else Effort(0, 0)
+        facts = measure(0, raw, reader.layout, effort=effort)
         seen.append(Seen.of(raw, facts, reader.layout, look=index in pictured))
         tasks.update([raw.task] if raw.task else [])
         shown = shown or (raw if raw.videos else None)

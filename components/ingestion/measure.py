@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
 
-from components.ingestion import bitstream, looks, signals
+from components.ingestion import bitstream, lag, looks, signals
 from components.ingestion.looks import Packets
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Reason
@@ -41,6 +41,9 @@ KNOWN = {  # facts that checks may name
     "drift_steps",  # drift_s in declared steps
     "black_share",  # of the sampled pictures of a camera, the worst camera
     "frozen_share",  # of neighbours among them that show the same
+    "video_lag_s",  # how late pictures show what the state says, where that is clear
+    "video_lag_steps",
+    "video_lag_clarity",  # what the best lag explains beyond the usual one, 0 to 1
 }
 
 
@@ -70,8 +73,15 @@ class Facts:
     details: dict[Reason, str] = field(default_factory=dict)
 
 
-def measure(source: int, raw: RawEpisode, layout: Layout, *, pictures: int) -> Facts:
-    """Facts of one episode, `pictures` of each video sampled. Never fails on what it holds."""
+class Effort(NamedTuple):
+    """Pictures of each video that are decoded: single ones by seeking, and in a row for the lag."""
+
+    sampled: int
+    in_a_row: int
+
+
+def measure(source: int, raw: RawEpisode, layout: Layout, *, effort: Effort) -> Facts:
+    """Facts of one episode. Never fails on what it holds."""
     facts = Facts(source, raw.index, raw.uri, layout.robot_type, n_frames=len(raw.timestamps_s))
     facts.task, facts.notes = raw.task, raw.notes
     if raw.problem is not None:
@@ -85,9 +95,13 @@ def measure(source: int, raw: RawEpisode, layout: Layout, *, pictures: int) -> F
     digest.update(f"{raw.state.shape} {raw.action.shape}\n".encode())
     for signal in (raw.state, raw.action, raw.timestamps_s.astype(np.float32)):
         digest.update(np.ascontiguousarray(signal).tobytes())
+    packets: dict[str, Packets] = {}
     for camera in layout.cameras:
         digest.update(b"\nvideo\n")
-        _measure_video(facts, camera, raw, layout.fps, digest, pictures)
+        if found := _measure_video(facts, camera, raw, layout.fps, digest, effort.sampled):
+            packets[camera] = found
+    if not facts.bad_values and not facts.backward_steps:
+        _measure_lag(facts, raw, packets, effort.in_a_row)
     facts.episode_id = digest.hexdigest()[:20]
     return facts
 
@@ -117,11 +131,11 @@ def _measure_signals(facts: Facts, raw: RawEpisode, layout: Layout) -> None:
 
 def _measure_video(
     facts: Facts, camera: str, raw: RawEpisode, fps: float, digest: hashlib._Hash, pictures: int
-) -> None:
+) -> Packets | None:
     if camera not in raw.videos:
         facts.videos_missing += 1
         facts.details.setdefault(Reason.MISSING_VIDEO, f"{camera}: the episode has no video")
-        return
+        return None
     try:
         packets, shape, facts.encoded[camera] = _walk(raw.videos[camera], digest)
         shown = looks.shares(looks.sample(raw.videos[camera], packets, pictures))
@@ -131,13 +145,38 @@ def _measure_video(
         facts.details.setdefault(
             Reason.UNREADABLE_VIDEO, f"{camera}: {raw.videos[camera].path.name}: {what}"
         )
-        return
+        return None
     facts.picture_shapes[camera] = (shape.height, shape.width)
     _measure_length(facts, camera, raw, fps, len(packets.shown))
     for name, value in shown.items():
         if value > facts.numbers.get(name, -1.0):
             facts.numbers[name] = value
             facts.details[LOOKS[name]] = f"{camera}: {value:.0%} of {pictures} sampled pictures"
+    return packets
+
+
+def _measure_lag(facts: Facts, raw: RawEpisode, packets: dict[str, Packets], pictures: int) -> None:
+    """How late the pictures of all cameras show the state, by `pictures` of them in a row."""
+    rows = min([len(raw.state), *(len(p.shown) for p in packets.values())])
+    if not packets or min(rows, pictures) < lag.SHORTEST + lag.SPAN:
+        return
+    first = lag.busiest(raw.state[:rows], pictures)
+    count = min(rows - first, pictures)
+    motions = []
+    for camera, found in packets.items():
+        try:
+            motions.extend(lag.pictured(raw.videos[camera], found, first, count))
+        except (av.FFmpegError, ValueError) as error:
+            facts.videos_unreadable += 1
+            what = error.strerror if isinstance(error, av.FFmpegError) else error
+            facts.details.setdefault(Reason.UNREADABLE_VIDEO, f"{camera}: {what}")
+            return
+    late = lag.of(motions, lag.speeds(raw.state[first : first + count]))
+    if late is not None:
+        facts.numbers["video_lag_clarity"] = late.clarity
+        if late.clarity >= lag.CLEAR:
+            facts.numbers["video_lag_steps"] = late.steps
+            facts.numbers["video_lag_s"] = late.steps * float(np.median(np.diff(raw.timestamps_s)))
 
 
 LOOKS = {"black_share": Reason.BLACK_CAMERA, "frozen_share": Reason.FROZEN_CAMERA}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import TypeAdapter
 
-from components.ingestion.measure import Facts, measure
+from components.ingestion.measure import Effort, Facts, measure
 from components.shards import Shards, key
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Memory:
             self._later(key("file", digest), known)
         return known[name]
 
-    def facts(self, number: int, reader: Reader, uri: str, *, pictures: int) -> list[Facts]:
+    def facts(self, number: int, reader: Reader, uri: str, *, effort: Effort) -> list[Facts]:
         """Facts of all episodes of the source with a number, in the reader's order."""
         keys = {index: self._key(reader, index) for index in reader.indices}
         known = self.shards.recall(name for name in keys.values() if name)
@@ -54,7 +54,7 @@ class Memory:
             if name in known:
                 facts = self._told(known[name], number, reader, index, uri)
             else:
-                facts = measure(number, reader.read(index), reader.layout, pictures=pictures)
+                facts = measure(number, reader.read(index), reader.layout, effort=effort)
                 kept = replace(facts, uri=facts.uri.removeprefix(uri))
                 self._later(name, _FACTS.dump_python(kept, mode="json"))
             found.append(facts)

@@ -39,6 +39,7 @@ class Reason(StrEnum):
     STATE_JUMP = "state_jump"
     GRIPPER_RANGE = "gripper_range"
     UNEQUAL_WIDTHS = "unequal_widths"
+    VIDEO_LAG = "video_lag"  # pictures show what the rows say at another time
     ACTION_LAG = "action_lag"  # the state does not follow the action in the usual time
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from components.episodes import GRIPPER
+from components.ingestion import lag
 from components.ingestion.raw import Layout, RawEpisode
 
 Values = npt.NDArray[np.float64]
@@ -49,6 +50,8 @@ def numbers(raw: RawEpisode, layout: Layout) -> dict[str, float]:
     for kind, signal in (("state", raw.state), ("action", raw.action)):
         if len(signal) and np.isfinite(signal).all():
             found[f"{kind}_moving"] = float((np.ptp(signal, axis=0) > 0).sum())
+    if (late := _action_lag_s(raw)) is not None:
+        found["action_lag_s"] = late
     if len(raw.state) > 2 * AROUND and np.isfinite(raw.state).all():
         found["state_jump"] = _jump(raw.state.astype(np.float64), layout.state_names)
     if (beyond := _gripper_beyond(raw, layout)) is not None:
@@ -91,6 +94,21 @@ def _jump(state: Values, names: tuple[str, ...]) -> float:
         ratio = steps / np.maximum(around, width / len(values))
         worst = max(worst, float(np.where(steps > FAR * width, ratio, 0.0).max()))
     return worst
+
+
+def _action_lag_s(raw: RawEpisode) -> float | None:
+    """How long the state follows the action, be it a target (its change counts) or a speed."""
+    steps = np.diff(raw.timestamps_s)
+    if not len(steps) or not (steps > 0).all() or len(raw.state) < lag.SHORTEST + lag.SPAN:
+        return None
+    if not (np.isfinite(raw.state).all() and np.isfinite(raw.action).all()):
+        return None
+    action = raw.action.astype(np.float64)
+    strength = np.sqrt(abs(action - np.median(action, axis=0)))[lag.SPAN // 2 : -lag.SPAN // 2]
+    late = lag.of([lag.speed(raw.state)], np.hstack([lag.speeds(action), strength]))
+    if late is None or late.clarity < lag.CLEAR:
+        return None
+    return late.steps * float(np.median(steps))
 
 
 def _gripper_beyond(raw: RawEpisode, layout: Layout) -> float | None:

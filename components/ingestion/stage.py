@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections import Counter
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, Field
@@ -51,6 +52,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         ge=0,
         description="Pictures of each video that are decoded to judge it; 0 decodes none.",
     )
+    lag_pictures: int = Field(
+        ge=0,
+        description="Pictures in a row of each video that are decoded to tell how late the camera "
+        "is; 0 decodes none.",
+    )
     checks: dict[str, dict[str, Change]] = Field(
         description="Changes of the checks in components/ingestion/suites: `default` or the start "
         "of a robot's name -> check -> {min, max, severity: blocking, warning or off}."
@@ -73,6 +79,8 @@ class Report(BaseModel):
     quarantined: int
     reasons: dict[str, int]
     flagged: dict[str, int]  # check -> episodes that pass with its warning
+    video_lag_s: dict[str, float]  # source -> how late its pictures are, median where it is clear
+    action_lag_s: dict[str, float]  # source -> how late its states follow the actions
     embodiments: dict[str, int]
     sources: dict[str, int]
     warnings: list[str]
@@ -85,7 +93,8 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
     known format, or when no episode passes. A bad episode is a row of quarantine.parquet.
     """
     listed = source.load(sources)
-    shards = Shards("ingestion", {"pictures": config.sampled_pictures, **_libraries()})
+    looked = {"sampled": config.sampled_pictures, "in_a_row": config.lag_pictures}
+    shards = Shards("ingestion", {**looked, **_libraries()})
     with shards.scratch() as scratch:
         return _run(listed, episodes, quarantine, config, shards, scratch)
 
@@ -104,6 +113,7 @@ def _run(
     scratch: Path,
 ) -> Report:
     from components.ingestion import formats  # it imports what reads and decodes
+    from components.ingestion.measure import Effort
     from components.ingestion.memory import Memory
 
     for item in listed:
@@ -113,10 +123,11 @@ def _run(
         item.remember(memory)
     readers = [formats.open_source(item, config.min_camera_share) for item in listed]
     chosen = _suites(readers, config)
+    effort = Effort(config.sampled_pictures, config.lag_pictures)
     facts = [
         found
         for number, (item, reader) in enumerate(zip(listed, readers, strict=True))
-        for found in memory.facts(number, reader, item.uri, pictures=config.sampled_pictures)
+        for found in memory.facts(number, reader, item.uri, effort=effort)
     ]
     from components.ingestion import checks, groups, writing  # takes seconds: last
 
@@ -152,6 +163,8 @@ def _run(
         quarantined=len(kept_aside),
         reasons=reasons,
         flagged=dict(sorted(Counter(name for _, said in passed for name in said).items())),
+        video_lag_s=_medians("video_lag_s", listed, [item for item, _ in passed]),
+        action_lag_s=_medians("action_lag_s", listed, [item for item, _ in passed]),
         embodiments=dict(sorted(Counter(row["embodiment"] for row in rows).items())),
         sources=dict(sorted(Counter(row["source"] for row in rows).items())),
         warnings=_warnings(listed, readers, [item for item, _ in passed]),
@@ -165,6 +178,15 @@ def _suites(readers: list[Reader], config: Config) -> dict[str, list[suites.Chec
     values = config.model_dump()
     robots = {reader.layout.robot_type for reader in readers}
     return {robot: suites.suite(robot, config.checks, values, KNOWN) for robot in robots}
+
+
+def _medians(name: str, listed: list[source.Source], facts: list[Facts]) -> dict[str, float]:
+    """Of a fact, for each source that has it."""
+    values = {
+        item.name: [f.numbers[name] for f in facts if f.source == number and name in f.numbers]
+        for number, item in enumerate(listed)
+    }
+    return {source: round(median(found), 4) for source, found in sorted(values.items()) if found}
 
 
 def _aside(rejected: list[tuple[Facts, Problem]]) -> list[dict[str, object]]:

@@ -104,5 +104,7 @@ def _row(
         "fps": reader.layout.fps,
         "operator": "",
         "origins": item.origins,
+        "video_lag_s": facts.numbers.get("video_lag_s"),
+        "action_lag_s": facts.numbers.get("action_lag_s"),
         "checks": json.dumps(item.warnings, sort_keys=True),
     }

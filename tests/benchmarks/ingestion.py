@@ -188,7 +188,7 @@ def through(work: Path, source: Path) -> dict[str, float]:
     shutil.copytree(source, work / "copy")
     copy_s = time.perf_counter() - start
     shutil.rmtree(work / "copy")
-    run = in_process(listing, work / "out", work / "store", sampled_pictures=0)
+    run = in_process(listing, work / "out", work / "store", sampled_pictures=0, lag_pictures=0)
     shutil.rmtree(work / "out")
     shutil.rmtree(work / "store")
     say(f"{size:.0f} MB in {run['seconds']:.1f} s, plain copy {copy_s:.1f} s, {run}")
@@ -198,10 +198,11 @@ def through(work: Path, source: Path) -> dict[str, float]:
 def checks_ms(data: Path, work: Path) -> float:
     """What looking at pictures adds to measuring an episode, milliseconds."""
     from components.ingestion import formats
-    from components.ingestion.measure import measure
+    from components.ingestion.measure import Effort, measure
     from components.ingestion.source import load
 
-    spent = {0: 0.0, config().sampled_pictures: 0.0}
+    usual = Effort(config().sampled_pictures, config().lag_pictures)
+    spent = {Effort(0, 0): 0.0, usual: 0.0}
     count = 0
     for folder in sorted(p for p in data.iterdir() if p.is_dir()):
         reader = formats.open_source(load(grown.listing(work / "one.json", folder))[0], 0.5)
@@ -209,11 +210,11 @@ def checks_ms(data: Path, work: Path) -> float:
             for index in reader.indices:
                 raw = reader.read(index)
                 count += 1
-                for pictures in spent:
+                for effort in spent:
                     start = time.perf_counter()
-                    measure(0, raw, reader.layout, pictures=pictures)
-                    spent[pictures] += time.perf_counter() - start
-    return (spent[max(spent)] - spent[0]) / max(count, 1) * 1e3
+                    measure(0, raw, reader.layout, effort=effort)
+                    spent[effort] += time.perf_counter() - start
+    return (spent[usual] - spent[Effort(0, 0)]) / max(count, 1) * 1e3
 
 
 def large(root: Path, megabytes: int, seed: int) -> Path:
