@@ -1,4 +1,4 @@
-"""Windows of random content and valid shapes for tests of the full model."""
+"""A small shape of the full model, and windows of random content that fit it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,29 @@ from dataclasses import replace
 
 import torch
 
+from models.action_tower import ActionShape
+from models.draws import Chances
+from models.wall_shape import WallShape, Weights
+from models.wan import VideoShape
 from models.windows import PATCH, Limits, Window
 
-LIMITS = Limits(
-    latent_channels=4, text_width=12, cameras=4, embodiments=2, state_width=3, action_width=2,
-    max_frames=8, max_steps=24,
+SHAPE = WallShape(
+    video=VideoShape(
+        heads=2, head_width=12, depth=2, feed_width=40, latent_channels=4, text_width=12,
+        time_width=16, cameras=4,
+    ),
+    action=ActionShape(
+        heads=2, head_width=8, state_width=3, action_width=2, embodiments=2, prediction="v"
+    ),
+    coupling="symmetric", weights=Weights(video=1.0, tube=3.0, dct=0.5, left=0.1, done=0.1),
+    shift=1.0, latent_hz=4.0, max_frames=8, max_steps=24,
 )  # fmt: skip
+CHANCES = Chances(
+    coupling="symmetric", action_samples=1, shift=1.0, tube_probability=0.5, tube_side=1,
+    shortest_s=0.1, longest_s=1.0,
+)  # fmt: skip
+FROZEN = replace(CHANCES, coupling="asymmetric", action_samples=3)
+LIMITS = SHAPE.limits
 
 
 def window(

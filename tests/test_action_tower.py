@@ -11,7 +11,6 @@ import scipy.fft
 import torch
 
 from models.acting import Chunk, plan
-from models.action_tower import ActionShape
 from models.batches import batch
 from models.dct import dct_matrix
 from models.draws import Chances, Coupling, Draw, collate_draws, draw, said
@@ -19,27 +18,9 @@ from models.flow_matching import velocity
 from models.rows import collate, first_fit
 from models.schedule import anchor, caption_drop, levels
 from models.wall import Losses, WallModel, held
-from models.wall_shape import WallShape, Weights
-from models.wan import VideoShape
+from models.wall_shape import WallShape
 from models.windows import Window, with_text
-from tests.made_windows import LIMITS, some_views, window
-
-SHAPE = WallShape(
-    video=VideoShape(
-        heads=2, head_width=12, depth=2, feed_width=40, latent_channels=4, text_width=12,
-        time_width=16, cameras=4,
-    ),
-    action=ActionShape(
-        heads=2, head_width=8, state_width=3, action_width=2, embodiments=2, prediction="v"
-    ),
-    coupling="symmetric", weights=Weights(video=1.0, tube=3.0, dct=0.5, left=0.1, done=0.1),
-    shift=1.0, latent_hz=4.0, max_frames=8, max_steps=24,
-)  # fmt: skip
-CHANCES = Chances(
-    coupling="symmetric", action_samples=1, shift=1.0, tube_probability=0.5, tube_side=1,
-    shortest_s=0.1, longest_s=1.0,
-)  # fmt: skip
-FROZEN = replace(CHANCES, coupling="asymmetric", action_samples=3)
+from tests.made_windows import CHANCES, FROZEN, LIMITS, SHAPE, some_views, window
 
 
 def awake(coupling: Coupling = "symmetric", **changes: object) -> WallModel:

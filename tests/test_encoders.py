@@ -18,8 +18,8 @@ from components.errors import DataError, UserError
 from components.weights import load_wan, video_shape, weights
 from models.rows import collate
 from models.wan import WanTower, unfold
+from tests.made_wan import SHAPES, inherited, reference
 from tests.made_windows import LIMITS, window
-from tests.test_wan import SHAPES, inherited, reference
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_the_table_tells_what_training_and_acting_cost(monkeypatch: pytest.Monke
     """Backward is twice forward, less the input's gradient of the first layer."""
     counted = costs.costs(TINY, 2.0)
     assert 2.8 < counted.video_training_tflop * 2.0 * 1e12 / video_flops(TINY, 9) < 3.1
-    assert counted.act_tflop * 2.0 * 1e12 == costs.flops_of_acting(TINY, 2.0)[0]
+    assert counted.act_tflop * 2.0 * 1e12 > costs.DENOISE_STEPS * video_flops(TINY, 9), "joint"
     weights, states = 2 * counted.video_parameters, 4 * counted.video_parameters
     assert counted.weights_gb * 1e9 == pytest.approx(weights + 2 * counted.action_parameters)
     assert counted.video_training_gb * 1e9 > 3 * states

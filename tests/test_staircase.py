@@ -27,8 +27,7 @@ from models.staircase import (
     turned,
 )
 from models.wall import WallModel
-from tests.made_windows import LIMITS, window
-from tests.test_action_tower import FROZEN, SHAPE
+from tests.made_windows import FROZEN, LIMITS, SHAPE, window
 
 VOCABULARY = 50
 CONFIG = Qwen3_5TextConfig(
