@@ -45,9 +45,12 @@ def _segmentation(r: Report) -> str:
 
 
 def _captioning(r: Report) -> str:
-    return (
-        f"{r['captions']} captions on {len(r['levels'])} levels, {r['flagged']} flagged by checks"
-    ) + _people(r, "same_texts", "share of their texts that the machine says, too")
+    told = f"{r['captions']} captions on {len(r['levels'])} levels"
+    told += f", {r['flagged']} flagged by checks"
+    if lost := sum(r.get("fallbacks", {}).values()):
+        told += f", {lost} by rules where the model gave nothing usable"
+    told += f", {r['cost_usd']:.2f} USD" if r.get("cost_usd") else ""
+    return told + _people(r, "same_texts", "share of their texts that the machine says, too")
 
 
 def _people(r: Report, score: str, what: str) -> str:

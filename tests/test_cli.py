@@ -73,7 +73,7 @@ WRONG = {
 def test_what_is_wrong_is_said_in_one_message(miniature: Path, case: str) -> None:
     arguments, words = WRONG[case]
     code, out, err = said(wamflow(miniature, *arguments))
-    assert (code, out) == (10, "")
+    assert (code, out) == (10, ""), err
     assert err.startswith("error (user): ") and words in err
     assert "Traceback" not in err
     assert not (miniature / ".runs").exists(), "nothing was started"
@@ -166,3 +166,11 @@ def test_the_next_commands_can_be_typed_as_they_stand(
         [program, "up"],
     ]
     assert len({line.index(line.split("   ")[-1].strip()) for line in lines}) == 1, lines
+
+
+def test_what_a_captioning_model_cost_and_left_out_is_said() -> None:
+    report = {"captions": 12, "levels": {"task": 3, "action": 3}, "flagged": 1}
+    assert summaries._captioning(report) == "12 captions on 2 levels, 1 flagged by checks"
+    more = report | {"fallbacks": {"openai: reply too long": 2, "openai: x": 1}, "cost_usd": 1.234}
+    assert summaries._captioning(more).endswith("nothing usable, 1.23 USD")
+    assert ", 3 by rules" in summaries._captioning(more)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -184,7 +183,7 @@ def captioned(
     for some in (left[at : at + step] for at in range(0, len(left), step)):
         episodes = [told(recordings[i], by_episode[i], said.get(i, []), config) for i in some]
         new = dict(zip(some, caption_rows(episodes, config, asked), strict=True))
-        kept.keep({names[i]: asdict(each) for i, each in new.items() if each.whole})
+        kept.keep({names[i]: vars(each) for i, each in new.items() if each.whole})
         found |= new
         print(f"captioning: {len(found)} of {len(names)} episodes", flush=True)
     if model and (sent := model.sent()):

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, UserError
-from components.ingestion.source import Object
 from flows import workspace
 from flows.lineage import chain, draws, history
 from flows.lineage.cache import FOLDERS, Cache
@@ -260,6 +259,8 @@ def _sources(repo: Path, run: PastRun, episodes: list[Row]) -> tuple[list[Row], 
 
 def _listing_digest(objects: list[Row]) -> str:
     """sha256 over the listed paths and digests (or ETags and versions), sorted by path."""
+    from components.ingestion.source import Object
+
     lines = sorted(f"{o['path']}\0{Object.model_validate(o).version}\n" for o in objects)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
