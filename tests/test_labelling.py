@@ -119,7 +119,7 @@ def browser() -> Iterator[Any]:
 
 def until(page: Any, condition: str) -> None:
     """Wait for JavaScript to be true; Playwright's own wait needs `eval`, which we forbid."""
-    ends = time.monotonic() + 20
+    ends = time.monotonic() + 60
     while not page.evaluate(condition):
         assert time.monotonic() < ends, f"{condition}: {page.inner_text('header')}"
         page.wait_for_timeout(50)
@@ -128,7 +128,7 @@ def until(page: Any, condition: str) -> None:
 def opened(browser: Any, address: str) -> Any:
     """The page with its first episode and its video."""
     page = browser.new_page(viewport={"width": 1280, "height": 800})
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.goto(address)
     page.wait_for_selector(".band")
     until(page, "document.querySelector('video')?.readyState >= 2")
