@@ -69,6 +69,7 @@ class Facts:
     numbers: dict[str, float] = field(default_factory=dict)  # more facts, where measured
     encoded: dict[str, Encoded] = field(default_factory=dict)  # by camera
     episode_id: str = ""
+    signals_id: str = ""  # of state and action alone; empty where nothing moves
     notes: dict[str, Any] = field(default_factory=dict)  # of the reader, to tell again
     details: dict[Reason, str] = field(default_factory=dict)
 
@@ -103,6 +104,10 @@ def measure(source: int, raw: RawEpisode, layout: Layout, *, effort: Effort) -> 
     if not facts.bad_values and not facts.backward_steps:
         _measure_lag(facts, raw, packets, effort.in_a_row)
     facts.episode_id = digest.hexdigest()[:20]
+    if len(raw.state) and (
+        (raw.state != raw.state[0]).any() or (raw.action != raw.action[0]).any()
+    ):
+        facts.signals_id = _digest((raw.state.tobytes(), raw.action.tobytes()))[:20]
     return facts
 
 

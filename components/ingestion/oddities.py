@@ -14,10 +14,10 @@ import numpy.typing as npt
 
 from components.episodes import GRIPPER, Clip
 from components.errors import DataError
+from components.ingestion.leakage import split
 from components.ingestion.measure import Facts
 from components.ingestion.raw import Layout, RawEpisode
 
-SPLIT = re.compile(r"(train|validation|val|test)", re.IGNORECASE)
 MOUNTED = re.compile(r"hand|wrist|grip|ego|head|eye", re.IGNORECASE)  # names of cameras that move
 SAMPLES = 9  # pictures of a video that are looked at
 SMALL = (48, 64)  # height, width they are looked at in
@@ -118,10 +118,10 @@ def _twice(sound: list[Seen]) -> list[str]:
     again = [uris for uris in places.values() if len(uris) > 1]
     if not again:
         return []
-    pairs = Counter((_split(uris[0]), _split(uris[1])) for uris in again)
+    pairs = Counter((split(uris[0]), split(uris[1])) for uris in again)
     (first, second), count = pairs.most_common(1)[0]
     if first and second and first != second:
-        whole = sum(_split(i.facts.uri) == second for i in sound)
+        whole = sum(split(i.facts.uri) == second for i in sound)
         order = [uris[1].rpartition("#")[2] for uris in again]
         order_said = " in another order" if order != sorted(order, key=len) else ""
         return [
@@ -129,11 +129,6 @@ def _twice(sound: list[Seen]) -> list[str]:
             "in both; kept once"
         ]
     return [f"{len(again)} episodes are there more than once; kept once"]
-
-
-def _split(uri: str) -> str:
-    match = SPLIT.search(uri.rpartition("/")[2])
-    return match[1].lower() if match else ""
 
 
 def _clock(sound: list[Seen], layout: Layout) -> list[str]:

@@ -217,7 +217,10 @@ def _left_out(listed: list[source.Source]) -> list[dict[str, object]]:
 
 def _warnings(listed: list[source.Source], readers: list[Reader], passed: list[Facts]) -> list[str]:
     """One sentence for each oddity that was lived with."""
-    lines = [
+    from components.ingestion import leakage
+
+    lines = leakage.find(passed, [item.name for item in listed])
+    lines += [
         f"{item.name}: {warning}"
         for item, reader in zip(listed, readers, strict=True)
         for warning in reader.warnings
