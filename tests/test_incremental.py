@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -11,8 +12,11 @@ import pytest
 
 from components import shards
 from components.episodes import Episodes
-from components.ingestion import groups, measure, stage
+from components.errors import DataError
+from components.ingestion import digests as remembered
+from components.ingestion import groups, measure, source, stage
 from components.outputs import sha256_folder
+from flows import snapshot
 from tests import grown
 
 CONFIG = stage.Config(
@@ -184,3 +188,24 @@ def test_rows_of_every_file_say_their_position(tmp_path: Path) -> None:
     rows = [row for file in files for row in pq.read_table(file).to_pylist()]
     assert [row["index"] for row in rows] == list(range(9 * 40))
     assert [row["episode_index"] for row in rows] == [n for n in range(9) for _ in range(40)]
+
+
+def test_a_file_that_the_snapshot_digested_is_not_read_again_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "panda").mkdir()
+    file = tmp_path / "panda" / "a.bin"
+    file.write_bytes(b"signals")
+    store = shards.place()
+    store.mkdir()
+    monkeypatch.setattr(snapshot, "SETTLED_S", -1.0)
+    listing = snapshot.write([str(tmp_path / "panda")], tmp_path, tmp_path / "l.json", store)
+    (item,) = source.load(listing)
+    assert remembered.is_known(file, item.objects[0].sha256)
+    assert not remembered.is_known(file, "0" * 64)
+    state = file.stat()
+    file.write_bytes(b"SIGNALS")
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert not remembered.is_known(file, item.objects[0].sha256), "the inode's change time differs"
+    with pytest.raises(DataError, match=r"a\.bin: expected sha256"):
+        item.file("a.bin")

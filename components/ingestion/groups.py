@@ -9,8 +9,10 @@ no others. Finished groups lie in the shard store; only their positions are writ
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -67,6 +69,18 @@ class Groups:
     def finish(self, root: Path, layout: Layout, groups: list[list[Facts]]) -> Iterator[Files]:
         """The files of each group in order, its videos put in `root` under the group's number."""
         names = [self._name(layout, members) for members in groups]
+        with ThreadPoolExecutor(1) as keeper:  # digests of what was written, beside the next group
+            yield from self._finish(root, layout, groups, names, keeper)
+
+    def _finish(
+        self,
+        root: Path,
+        layout: Layout,
+        groups: list[list[Facts]],
+        names: list[str],
+        keeper: ThreadPoolExecutor,
+    ) -> Iterator[Files]:
+        waiting: list[Future[None]] = []
         for number, (name, members) in enumerate(zip(names, groups, strict=True)):
             known = self.shards.recall([name]).get(name)
             paths = {c: root / lerobot.video_path(c, number) for c in layout.cameras}
@@ -75,12 +89,18 @@ class Groups:
             if known is None or not self._linked(parts):
                 known, rows = lerobot_files.join(self._recordings(members), paths)
                 write_table(signals, rows)
-                for part, path in parts.items():
-                    self.shards.keep_file(part, path)
                 where = {_rows(f): [name, n] for n, f in enumerate(members)}
-                self.shards.keep({name: known, **where})
+                waiting.append(keeper.submit(self._keep, parts, {name: known, **where}))
+            while len(waiting) > 1:
+                waiting.pop(0).result()
             yield Files(**known, rows=pq.read_table(signals))
-            signals.unlink()
+        for kept in waiting:
+            kept.result()
+
+    def _keep(self, parts: dict[str, Path], values: dict[str, Any]) -> None:
+        for part, path in parts.items():
+            self.shards.keep_file(part, path)
+        self.shards.keep(values)
 
     def _linked(self, parts: dict[str, Path]) -> bool:
         """All parts of a group, or none."""

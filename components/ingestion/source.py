@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from components.errors import DataError, UserError
+from components.ingestion import digests
 from components.outputs import sha256
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ class Source(BaseModel):
         if path not in self.verified:
             item, local = self.listed[path], self.root / path
             try:
-                found = sha256(local)
+                found = item.sha256 if digests.is_known(local, item.sha256) else sha256(local)
             except OSError as error:
                 raise self._changed(f"{path}: {error.strerror}") from error
             if found != item.sha256:

@@ -7,8 +7,8 @@
   afresh, the worse of a v3.0 data set that got files and of HDF5 files with pictures; imports left
   out. `incremental_ratio_flow`: the same around `dvc repro ingestion` in a new worktree that shares
   cache and store, as a flow's task runs it: interpreter, imports, hashing and checkout included.
-- `mb_per_s`, `copy_mb_per_s`: a data set of --large-mb of large packets through the stage (digests,
-  stream copy; no picture decoded for checks), and a plain copy of the same files, in the same run.
+- `mb_per_s`, `copy_mb_per_s`: a data set of --large-mb of large packets, listed by a snapshot,
+  through the stage (no picture decoded for checks), and a plain copy of the same files just before.
   `small_*`: the smallest packets, `gr1-pick-place` of --data repeated to --small-mb.
 - `peak_rss_mb`: of the process that ran the large one. `check_ms_per_episode`: what the checks that
   decode pictures add to measuring the real episodes that have videos.
@@ -29,6 +29,7 @@ from typing import Any
 
 import yaml
 
+from flows import snapshot
 from tests import grown
 
 ROOT = Path(__file__).parents[2]
@@ -182,15 +183,18 @@ def flow(work: Path, episodes: int) -> dict[str, float]:
 
 def through(work: Path, source: Path) -> dict[str, float]:
     """MB/s of the stage and of a plain copy of the same files."""
-    listing = grown.listing(work / "sources.json", source)
+    store = work / "store"
+    store.mkdir()
+    time.sleep(snapshot.SETTLED_S + 1)  # a snapshot remembers no digest of a younger file
+    listing = snapshot.write([str(source)], work, work / "sources.json", store)
     size = sum(p.stat().st_size for p in source.rglob("*") if p.is_file()) / 1e6
     start = time.perf_counter()
     shutil.copytree(source, work / "copy")
     copy_s = time.perf_counter() - start
     shutil.rmtree(work / "copy")
-    run = in_process(listing, work / "out", work / "store", sampled_pictures=0, lag_pictures=0)
+    run = in_process(listing, work / "out", store, sampled_pictures=0, lag_pictures=0)
     shutil.rmtree(work / "out")
-    shutil.rmtree(work / "store")
+    shutil.rmtree(store)
     say(f"{size:.0f} MB in {run['seconds']:.1f} s, plain copy {copy_s:.1f} s, {run}")
     return {"mb_per_s": size / run["seconds"], "copy_mb_per_s": size / copy_s, **run}
 
