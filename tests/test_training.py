@@ -21,6 +21,7 @@ from components.pretraining.schedule import rate
 from components.pretraining.stage import Config
 from components.pretraining.training import CURVE, SKIPPED, Training
 from components.pretraining.windows import Windows
+from tests.benchmarks import optimizers
 from tests.made_training import BATCH, CONFIG, VALUES, write
 from tests.muon_ranks import on_ranks
 
@@ -242,6 +243,16 @@ def test_memory_is_flat_from_step_to_step(folder: Path) -> None:
         training.step(step % 24, training.windows.batch(step % 24, 0, 1))
         peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert peaks[59] - peaks[19] < 2048  # KB; the model alone has 640 KB of weights
+
+
+def test_the_study_of_optimizers_tunes_both_and_counts_steps(folder: Path) -> None:
+    """In small: the real one takes hours (`tests/benchmarks/optimizers.py`)."""
+    found = optimizers.compare(folder, config(**ONE), 12, [0], [1e-4, 4e-3], [0.5, 1.0])
+    assert found["adamw_lr"] == 4e-3 and found["muon_lr"] == 4e-3  # 1e-4 learns nothing in 12 steps
+    (losses,) = found["losses"]
+    share, last = list(losses["muon"].items())[-1]
+    assert found["share_of_steps"] == [share if last <= losses["adamw"] else None]
+    assert losses["muon"][0.5] != losses["adamw"] > 0
 
 
 def test_every_column_of_the_curve_is_filled(folder: Path) -> None:
