@@ -17,6 +17,7 @@ from components.ingestion import formats, oddities, unlisted
 from components.ingestion.measure import Effort, measure
 from components.ingestion.oddities import Seen
 from components.ingestion.raw import RawEpisode, Reader
+from components.ingestion.source import Source
 
 LOOKED_AT = 8  # episodes whose pictures are looked at
 SAMPLED, LAG_PICTURES = 9, 400  # pictures of each of their videos
@@ -24,6 +25,7 @@ QUATERNION = re.compile(r"quat|^q[xyzw]$")
 LENGTH = re.compile(r"^(?:eef?_|tcp_|d)?[xyz]$|eef_position|width|_pos_[xyz]$")
 ANGLE = re.compile(r"joint|^q\d+$|^d?(?:roll|pitch|yaw)$|motor")
 SPEED = re.compile(r"vel")
+PICKLE = re.compile(r"\.(?:pkl|pickle|p|pt|pth|joblib)$", re.IGNORECASE)
 
 
 class Dimension(BaseModel):
@@ -69,7 +71,8 @@ class Inspection(BaseModel):
 
 def inspect(uri: str, max_episodes: int, min_camera_share: float = 0.5) -> Inspection:
     """Look at up to `max_episodes` of a source. UserError or DataError when there is none."""
-    reader = formats.open_source(unlisted.opened(uri), min_camera_share)
+    source = unlisted.opened(uri)
+    reader = formats.open_source(source, min_camera_share)
     chosen = _spread(reader.indices, max_episodes)
     pictured = set(_spread(chosen, LOOKED_AT))
     seen: list[Seen] = []
@@ -82,7 +85,17 @@ def inspect(uri: str, max_episodes: int, min_camera_share: float = 0.5) -> Inspe
         seen.append(Seen.of(raw, facts, reader.layout, look=index in pictured))
         tasks.update([raw.task] if raw.task else [])
         shown = shown or (raw if raw.videos else None)
-    return _describe(uri, reader, seen, tasks, shown)
+    found = _describe(uri, reader, seen, tasks, shown)
+    return found.model_copy(update={"warnings": found.warnings + _pickles(source)})
+
+
+def _pickles(source: Source) -> list[str]:
+    """Files that only Python's pickle could read: they could run anything."""
+    named = [p for p in sorted(source.listed) if PICKLE.search(p)]
+    if not named:
+        return []
+    more = f" and {len(named) - 2} more" if len(named) > 2 else ""
+    return [f"a pickle is never loaded: {', '.join(named[:2])}{more}"]
 
 
 def _spread(indices: list[int], count: int) -> list[int]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from components.ingestion import metadata
+from components.ingestion import declared, metadata
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.rows import Rows
@@ -51,6 +51,11 @@ class Reader:
         self._rows = Rows.infer(info, (self._table(i) for i in self.indices))
         self.layout: Layout = metadata.layout(info, self._rows, tuple(sorted(self._videos)))
         self._found += metadata.claims(info, len(self.indices)) + self._rows.warnings
+        self._found += declared.oddities(source, info, list(self._data))
+        if self._listed.keys() == self._data.keys():
+            lengths = [row.get("length") for row in self._listed.values()]
+            known = [length for length in lengths if isinstance(length, int)]
+            self._found += declared.totals(info, known if len(known) == len(lengths) else [])
 
     @property
     def warnings(self) -> list[str]:
@@ -115,8 +120,14 @@ class Reader:
 
     def _episodes(self) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
+        twice = 0
         for row in self._lines("meta/episodes.jsonl", "episode_index"):
+            twice += int(row["episode_index"]) in found
             found.setdefault(int(row["episode_index"]), row)
+        if twice:
+            self._found.append(
+                f"meta/episodes.jsonl lists {twice} episodes twice; the first counts"
+            )
         return found
 
     def _lines(self, path: str, *keys: str) -> Iterator[dict[str, Any]]:
@@ -129,4 +140,4 @@ class Reader:
             if match := VIDEO.match(path):
                 folders = [p for p in path.split("/")[1:-1] if not p.startswith("chunk-")]
                 self._take(found.setdefault("/".join(folders), {}), int(match[1]), path)
-        return metadata.cameras(info, found, self.indices, share, self._found)
+        return metadata.cameras(self.source, info, found, self.indices, share, self._found)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.ingestion import metadata
+from components.ingestion import declared, metadata
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.rows import Rows
@@ -53,6 +53,9 @@ class Reader:
         self._rows = Rows.infer(info, (self._table(i) for i in self.indices))
         self.layout: Layout = metadata.layout(info, self._rows, tuple(sorted(self._videos)))
         self._found += metadata.claims(info, len(self.indices)) + self._rows.warnings
+        self._found += declared.oddities(source, info, [])
+        lengths = [n for row in self._listed.values() if isinstance(n := row.get("length"), int)]
+        self._found += declared.totals(info, lengths if len(lengths) == len(self._listed) else [])
 
     @property
     def warnings(self) -> list[str]:
@@ -125,6 +128,7 @@ class Reader:
 
     def _episodes(self) -> dict[int, dict[str, Any]]:
         found: dict[int, dict[str, Any]] = {}
+        twice = 0
         for path in sorted(filter(EPISODES.match, self.source.listed)):
             table = metadata.table(self.source, path)
             if isinstance(table, Problem) or not _is_integer(table, "episode_index"):
@@ -133,9 +137,10 @@ class Reader:
             for row in table.select(wanted).to_pylist():
                 if row["episode_index"] is None:
                     raise metadata.damaged(self.source, path, "an episode_index in every row")
-                if row["episode_index"] in found:
-                    self._found.append(f"episode {row['episode_index']} is listed twice")
+                twice += row["episode_index"] in found
                 found.setdefault(row["episode_index"], row)
+        if twice:
+            self._found.append(f"meta/episodes lists {twice} episodes twice; the first counts")
         return found
 
     def _read_tasks(self) -> dict[int, str]:
@@ -163,7 +168,13 @@ class Reader:
             }
             for key, paths in files.items()
         }
-        return metadata.cameras(info, found, self.indices, share, self._found)
+        rows = {i: n for i, row in self._listed.items() if isinstance(n := row.get("length"), int)}
+        for key, spans in found.items():
+            found[key], short = declared.lengthened(spans, rows, float(info["fps"]))
+            if short:
+                said = f"camera {key}: to_timestamp is one frame short in {short} of {len(spans)}"
+                self._found.append(f"{said} episodes; the last picture is taken where it is theirs")
+        return metadata.cameras(self.source, info, found, self.indices, share, self._found)
 
 
 def _ordered(table: pa.Table | Problem) -> npt.NDArray[np.int64] | None:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.errors import DataError
-from components.ingestion import columns
+from components.ingestion import columns, declared
 from components.ingestion.raw import Layout
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.source import Source
@@ -109,7 +109,14 @@ def json_lines(
             warnings.append(f"{path} line {number} is no mapping with {', '.join(keys)}; skipped")
 
 
+def _path(videos: dict[int, V]) -> str:
+    """Of the first episode's video."""
+    first = videos[min(videos)]
+    return first if isinstance(first, str) else str(first[0])  # type: ignore[index]
+
+
 def cameras(
+    source: Source,
     values: dict[str, Any],
     found: dict[str, dict[int, V]],
     indices: list[int],
@@ -118,14 +125,15 @@ def cameras(
 ) -> dict[str, dict[int, V]]:
     """Canonical camera -> {episode: its video}, without cameras that too few episodes have."""
     features = values.get("features", {})
-    declared = [k for k, f in features.items() if isinstance(f, dict) and f.get("dtype") == "video"]
+    said = [k for k, f in features.items() if isinstance(f, dict) and f.get("dtype") == "video"]
     warnings += [
-        f"camera {k} is declared but has no video; dropped" for k in declared if not found.get(k)
+        f"camera {k} is declared but has no video; dropped" for k in said if not found.get(k)
     ]
     kept: dict[str, dict[int, V]] = {}
+    warnings += declared.videos(source, values, {k: _path(v) for k, v in found.items() if v})
     for key, videos in sorted(found.items()):
         have = len(videos.keys() & set(indices))
-        if key not in declared:
+        if key not in said:
             warnings.append(f"camera {key} has videos but is not declared; taken")
         if have and have < share * len(indices):
             warnings.append(

@@ -146,6 +146,19 @@ def _clock(sound: list[Seen], layout: Layout) -> list[str]:
         line = f"timestamps are irregular: steps of {steps.min():.3f} to {steps.max():.3f} s, "
         line += f"{gaps} gaps over {1.5 * step_s:g} s"
         found.append(line)
+    off = [i.facts.frames_off for i in sound if i.facts.frames_off]
+    if off:
+        found.append(
+            f"{len(off)} of {len(sound)} episodes have {min(off):g} to {max(off):g} pictures more "
+            "or fewer than rows"
+        )
+    late = [
+        i.facts.numbers["video_lag_steps"] for i in sound if "video_lag_steps" in i.facts.numbers
+    ]
+    if len(late) > 2 and abs(float(np.median(late))) >= 1.5:
+        found.append(
+            f"pictures show the state {np.median(late):+.1f} frames late ({len(late)} episodes)"
+        )
     drift_s = max(item.facts.drift_s for item in sound)
     if drift_s > 1.5 * step_s:
         found.append(

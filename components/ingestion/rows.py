@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from components.ingestion import columns
+from components.ingestion import columns, declared
 from components.ingestion.columns import Signal
 from components.ingestion.raw import RawEpisode, relative_s
 from components.ingestion.reasons import Problem, Reason
@@ -39,7 +39,9 @@ class Rows:
         action = columns.find("action", features, table)
         taken = {*state.columns, *action.columns, *KNOWN}
         left = [name for name in table.column_names if name not in taken]
-        return cls(state, action, [*_unusual(state, action), *_left(left)])
+        return cls(
+            state, action, [*_unusual(state, action), *declared.columns(table), *_left(left)]
+        )
 
     def late_starts(self, fps: float) -> list[str]:
         """One warning when recordings start after 0, or between two frames."""
