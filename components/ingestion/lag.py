@@ -20,7 +20,7 @@ from components.packets import Span, opened
 
 Values = npt.NDArray[np.float64]
 
-MOST = 10  # steps that a lag may be
+MOST = 8  # steps that a lag may be; more would leave too few rows of a short recording
 USUAL = 5.0  # steps: standard deviation of lags before anything is seen
 WIDTHS = (15, 31)  # steps: what is slower is taken away
 RIDGE = 1e-2
