@@ -156,6 +156,15 @@ def test_the_future_held_still_repeats_each_windows_own_anchor() -> None:
 def test_the_length_of_an_event_is_told_from_its_clean_frames_alone() -> None:
     """The number of future frames or steps would give the answer away in training."""
     model = awake()
+    drawn = draws(EVENTS)
+    latents = [e.latents.clone() for e in EVENTS]
+    for other in latents:
+        other[:, :, 1:] += 3.0
+    pairs = zip(EVENTS, latents, strict=True)
+    changed = losses(model, [replace(e, latents=other) for e, other in pairs], drawn)
+    given = losses(model, EVENTS, drawn)
+    assert changed.video != given.video
+    assert (changed.left, changed.done) == (given.left, given.done)
     short = window(3, frames=2, steps=4, clean=1)
     longer = replace(window(3, frames=6, steps=20, clean=1), state=short.state, text=short.text)
     longer.latents[:, :, 0] = short.latents[:, :, 0]
