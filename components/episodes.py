@@ -33,7 +33,7 @@ Float = npt.NDArray[np.float32]
 Seconds = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.uint8]
 
-GRIPPER = re.compile(r"grip|finger|claw|jaw", re.IGNORECASE)
+GRIPPER = re.compile(r"grip|finger|claw|jaw|(?<![a-z])hand(_\d+)?$", re.IGNORECASE)
 END_EFFECTOR = (("ee_x", "ee_y", "ee_z"), ("eef_x", "eef_y", "eef_z"), ("x", "y", "z"))
 WORTH_A_SEEK = 2  # frames whose decoding takes longer than a seek
 

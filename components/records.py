@@ -52,6 +52,19 @@ EVENTS = pa.schema(
         # author and time of who set this event, or only the boundary at its start
     }
 )
+HIERARCHY = pa.schema(
+    {
+        "node_id": pa.string(),  # of an action, its event_id
+        "parent_id": pa.string(),  # empty for a task
+        "episode_id": pa.string(),
+        "level": pa.string(),  # task, subtask, action (the event), segment
+        "start_s": pa.float64(),
+        "end_s": pa.float64(),
+        "start_frame": pa.int64(),
+        "end_frame": pa.int64(),  # one past the last frame
+        "score": pa.float64(),  # of the boundary at its start, as the event's
+    }
+)
 CAPTIONS = pa.schema(
     {
         "event_id": pa.string(),

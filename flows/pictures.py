@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,13 +55,13 @@ def _picture(stage: str, worktree: Path) -> str:
     draw = DRAWN.get(stage)
     if draw is None:
         return ""
-    with tempfile.TemporaryDirectory() as scratch:
-        png = Path(scratch) / "picture.png"
-        try:
-            draw(worktree, png)
-            content = base64.b64encode(png.read_bytes()).decode()
-        except Exception as error:  # drawing is a courtesy: whatever is wrong, the results stand
-            return f"*(no picture: {type(error).__name__}: {error})*"
+    png = worktree / "report" / stage / "picture.png"  # the run's report keeps it, too
+    try:
+        png.parent.mkdir(parents=True, exist_ok=True)
+        draw(worktree, png)
+        content = base64.b64encode(png.read_bytes()).decode()
+    except Exception as error:  # drawing is a courtesy: whatever is wrong, the results stand
+        return f"*(no picture: {type(error).__name__}: {error})*"
     return f"![{stage}](data:image/png;base64,{content})"
 
 

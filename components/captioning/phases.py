@@ -2,12 +2,13 @@
 
 People and scripts move in the same order: the hand reaches, takes hold or touches, works, lets go
 and retreats. The gripper shows most of it. Where it takes nothing in the whole episode, contact
-shows as fingers that give way without a command, else the last thing done is the work. A robot
-without a gripper's signal just moves.
+shows as an arm that lags or fingers that give way without a command, else the last thing done is
+the work. A robot without a gripper's signal just moves.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,7 @@ BEGUN, SETTLED = 0.1, 0.9  # of a change of the fingers
 EARLY_S = 0.1  # fingers that move so soon were told to before the recording began
 AFTER = 0.6  # an event whose fingers have settled for this share of it is about what follows,
 GOES_ON = 0.1  # where the arm then moves by more than this share of its range in the episode
+CONTACT, FELT = ("lag", "gripper"), 0.2  # votes of a boundary, together: an arm that meets a thing
 Row = dict[str, Any]
 
 
@@ -42,7 +44,8 @@ class _Hand:
 
 def phases(episode: Episode, events: list[Row], task_verb: str) -> list[Phase]:
     """Of each event, in time order; `task_verb` is what the task's sentence begins with."""
-    hands = [_hand(episode, event) for event in events]
+    clear = max([FELT, *(felt(event) / 2 for event in events)])
+    hands = [_hand(episode, event, clear) for event in events]
     states = _states([hand.does for hand in hands])
     if episode.gripper is None and episode.gripper_command is None:
         names = ["wait" if event["kind"] == "idle" else "move" for event in events]
@@ -102,11 +105,20 @@ def _states(hands: list[str]) -> list[str]:
     return states
 
 
-def _hand(episode: Episode, event: Row) -> _Hand:
-    """What the fingers do in one event, as its kind says, and of whose will."""
+def felt(event: Row) -> float:
+    """How strongly an event's boundary speaks of contact."""
+    votes = json.loads(event.get("evidence") or "{}")
+    return float(sum(votes.get(name, 0.0) for name in CONTACT))
+
+
+def _hand(episode: Episode, event: Row, clear: float) -> _Hand:
+    """What the fingers do in one event, as its kind says, and of whose will.
+
+    A boundary where contact is felt at least as `clear` is a touch.
+    """
     does = {"grasp": "closes", "release": "opens"}.get(event["kind"], "")
     if not does:
-        return _Hand("")
+        return _Hand("touches" if felt(event) >= clear else "")
     span = slice(event["start_frame"], min(event["end_frame"] + 1, len(episode)))
     begun, settled = _change(episode, span)
     after = (span.stop - 1 - settled) / max(span.stop - 1 - span.start, 1)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from components.errors import DataError
-from components.ingestion import columns, declared
+from components.ingestion import columns, declared, modality
 from components.ingestion.raw import Layout
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.source import Source
@@ -42,13 +42,13 @@ def damaged(source: Source, path: str, expected: str) -> DataError:
     )
 
 
-def layout(values: dict[str, Any], rows: Rows, cameras: tuple[str, ...]) -> Layout:
+def layout(source: Source, values: dict[str, Any], rows: Rows, cameras: tuple[str, ...]) -> Layout:
     """What all episodes share."""
     return Layout(
         robot_type=str(values.get("robot_type") or "unknown"),
         fps=float(values["fps"]),
-        state_names=rows.state.names,
-        action_names=rows.action.names,
+        state_names=modality.names(source, "state", rows.state.names),
+        action_names=modality.names(source, "action", rows.action.names),
         cameras=cameras,
     )
 

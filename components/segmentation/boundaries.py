@@ -1,32 +1,43 @@
-"""Where to cut an episode, and which signals say so.
+"""Where to cut episodes, and which signals say so: read this file first.
 
-Anchors first: the gripper begins to close or open, the arm comes to rest or leaves it. Between
-anchors the trajectory is cut into pieces of steady motion (`partition.py`). Then every cut is put
-to the vote.
+`signals.py` and `video.py` make traces without units, `evidence.py` the chance of a boundary at
+each control step, `partition.py` the best cuts. Cuts that must be: one near each gripper
+transition, and the edges of rests. Episodes of one embodiment go through together (`flat.py`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from components.episodes import Episode
-from components.segmentation.gripper import Transition, transitions
-from components.segmentation.partition import EXACT_S, partition
-from components.segmentation.signals import Array, Mask, Motion, motion
+from components.segmentation import evidence, video
+from components.segmentation.evidence import Fusion, Single
+from components.segmentation.flat import Array, Flat, Index, Mask
+from components.segmentation.gripper import Transition, levels, transitions
+from components.segmentation.partition import EXACT_S, Candidate, best, peaks, shortened
+from components.segmentation.rest import dwells, rests, still
+from components.segmentation.signals import motion_traces, position
 
 SMALLEST_VOTE = 0.1
+NEAR_TRANSITION_S = 0.15  # a cut this near to a gripper transition is the transition's
+FINER = 0.5  # of the price of an event's cut is a segment's
+BATCH_ROWS = 65536  # control steps that go through together
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds an event, seconds, and what a cut costs, a share of the energy nearby."""
+    """What bounds an event, and the least chance of a behaviour change that is worth a cut."""
 
     min_event_s: float
+    min_event_share: float  # of the episode's crossing time
     max_event_s: float
     min_idle_s: float
     cut_price: float
+    video: bool
 
 
 @dataclass(frozen=True)
@@ -36,123 +47,243 @@ class Event:
     start: int
     end: int
     kind: str  # motion, grasp, release or idle
+    score: float  # of the boundary at the start, 0 to 1
     votes: dict[str, float]  # signal -> 0 to 1
+    finer: tuple[int, ...] = ()  # control steps within it where a part of it may end
 
-    @property
-    def score(self) -> float:
-        """Strength of the boundary at the start: the chance that one vote or more is right."""
-        return round(1.0 - float(np.prod([1.0 - vote for vote in self.votes.values()])), 4)
+
+class Evidence(NamedTuple):
+    """A batch's evidence: contrasts in standard deviations, their reach, the chance of a cut."""
+
+    signals: Single  # (M, F)
+    seen: Single | None  # (M, G)
+    reach: Array  # (E,)
+    crossing_s: Array  # (E,)
+    chance: Array  # (M,)
+    still: Mask  # (M,)
+    gripper: list[list[Transition]]
 
 
 def cut(episode: Episode, limits: Limits) -> list[Event]:
-    """The episode's events in order, without gaps; one event where it is shorter than two."""
-    moved = motion(episode, limits.min_event_s)
-    gripper = transitions(episode)
-    idle = idle_steps(moved, gripper, limits)
-    cuts = cut_steps(moved, gripper, idle, limits)
-    return [
-        Event(
-            start,
-            end,
-            kind(start, end, gripper, idle),
-            votes(start, moved, gripper, idle, limits.min_event_s) if start else {},
+    """One episode's events in order, without gaps; one event where it is shorter than two."""
+    return cut_all([episode], limits)[0]
+
+
+def cut_all(
+    episodes: Sequence[Episode], limits: Limits, learned: Fusion | None = None
+) -> list[list[Event]]:
+    """The events of each episode, with our weights or others. DataError for a damaged video."""
+    learned = learned or evidence.learned()
+    found: list[list[Event]] = []
+    for group in batches(episodes):
+        batch = Flat(group)
+        seen = [video.looked(e) if limits.video else None for e in group]
+        found += cut_batch(batch, seen, limits, learned)
+    return found
+
+
+def batches(episodes: Sequence[Episode]) -> list[list[Episode]]:
+    """Neighbours that go through together: equal columns, BATCH_ROWS control steps or one more."""
+    groups: list[list[Episode]] = []
+    rows = 0
+    for episode in episodes:
+        names = (episode.state_names, episode.action_names)
+        same = groups and (groups[-1][0].state_names, groups[-1][0].action_names) == names
+        if not same or rows > BATCH_ROWS:
+            groups.append([])
+            rows = 0
+        groups[-1].append(episode)
+        rows += len(episode)
+    return groups
+
+
+def cut_batch(
+    batch: Flat, seen: list[dict[str, Array] | None], limits: Limits, learned: Fusion
+) -> list[list[Event]]:
+    """The events of each episode of a batch; `seen` is `video.looked` of each."""
+    found = weigh(batch, seen, limits, learned)
+    pieces = [pieces_of(batch, found, k, limits, learned) for k in range(len(batch.start))]
+    return events(batch, found, pieces, learned)
+
+
+def weigh(
+    batch: Flat, seen: list[dict[str, Array] | None], limits: Limits, learned: Fusion
+) -> Evidence:
+    """The chance of a boundary at every control step of a batch."""
+    measured, commanded = levels(batch, True), levels(batch, False)
+    place, _ = position(batch)
+    traces = motion_traces(batch)
+    numbers = traces.numbers | evidence.gripper_traces(batch, traces.crossing, measured, commanded)
+    contrasts = evidence.contrasts(batch, traces._replace(numbers=numbers))
+    signals = learned.signals.standard(contrasts)
+    odds = learned.signals.logits(batch, signals, contrasts.reach)
+    standard = None
+    known = [each for each in seen if each is not None]
+    if len(known) == len(batch.start):
+        numbers, vectors = video.joined(batch, known)
+        looks = evidence.contrasts(batch, traces._replace(numbers=numbers, vectors=vectors))
+        standard = learned.video.standard(looks)
+        odds = learned.fused(odds, learned.video.logits(batch, standard, looks.reach))
+    return Evidence(
+        signals,
+        standard,
+        contrasts.reach,
+        traces.crossing * batch.step_s,
+        evidence.smoothed(batch, evidence.chance(odds), contrasts.reach),
+        still(batch, place, limits.min_event_s),
+        transitions(batch, measured, commanded),
+    )
+
+
+class Pieces(NamedTuple):
+    """One episode's cuts with what made each, its rests, and its transitions by cut."""
+
+    cuts: list[int]
+    reasons: dict[int, dict[str, float]]
+    idle: list[tuple[int, int]]
+    gripper: dict[int, Transition]  # control step of the cut, or of the transition without one
+    finer: list[int]  # cuts at FINER of the price, the cuts themselves left out
+
+
+def pieces_of(batch: Flat, found: Evidence, k: int, limits: Limits, learned: Fusion) -> Pieces:
+    """The best cuts of the batch's k-th episode."""
+    own = slice(int(batch.start[k]), int(batch.start[k] + batch.count[k]))
+    times, chances = batch.times_s[own], found.chance[own]
+    gripper = found.gripper[k]
+    idle = rests(found.still[own], times, gripper, limits.min_event_s, limits.min_idle_s)
+    least_s = float(
+        np.clip(
+            limits.min_event_share * found.crossing_s[k], limits.min_event_s, limits.max_event_s / 2
         )
-        for start, end in zip([0, *cuts], [*cuts, len(episode)], strict=True)
+    )
+    edges = [step for run in idle for step in run]
+    edges += dwells(found.still[own], times, gripper, least_s, limits.min_event_s)
+    musts, reasons, moved = anchors(times, chances, gripper, edges, limits.min_event_s, least_s)
+    room = (times >= times[0] + least_s - EXACT_S) & (times <= times[-1] - least_s + EXACT_S)
+    tops = peaks(np.where(room, chances, 0.0), max(int(found.reach[k] / 2), 1))
+    tops = tops[chances[tops] > FINER * limits.cut_price]
+    places = [
+        Candidate(p, float(times[p]), float(chances[p]) - limits.cut_price) for p in tops.tolist()
     ]
-
-
-def cut_steps(
-    moved: Motion, gripper: tuple[Transition, ...], idle: Mask, limits: Limits
-) -> list[int]:
-    """Where every event but the first starts: the anchors, and the best cuts between them."""
-    anchors = anchor_steps(moved.times_s, gripper, idle, limits.min_event_s)
-    prices = cut_prices(moved, limits)
-    cuts = list(anchors)
-    for start, stop in zip([0, *anchors], [*anchors, len(idle) - 1], strict=True):
-        if idle[start : stop + 1].mean() > 0.5:
-            continue  # an idle event is left whole, however long
-        span = slice(start, stop + 1)
-        inner = partition(
-            moved.position[span],
-            moved.energy[span],
-            moved.times_s[span],
-            prices[span],
-            limits.min_event_s,
-            limits.max_event_s,
+    last = len(times) - 1
+    spans = list(zip([0, *musts], [*musts, last], strict=True))
+    spans = [(a, b) for a, b in spans if not rests_here(idle, a, b)]  # a rest is left whole
+    free: list[int] = []
+    for a, b in spans:
+        between = [c for c in places if a < c.step < b]
+        free += best(between, float(times[a]), float(times[b]), least_s)
+    crossings = (times[-1] - times[0]) / max(found.crossing_s[k], 1e-9)
+    left = max(learned.most_cuts(crossings) - len(musts), 0)
+    free = sorted(free, key=lambda step: (-chances[step], step))[:left]
+    cuts = sorted([*musts, *free])
+    for a, b in spans:
+        inner = [step - a for step in cuts if a < step < b]
+        further = shortened(
+            inner, chances[a : b + 1], times[a : b + 1], limits.min_event_s, limits.max_event_s
         )
-        cuts += [start + step for step in inner]
-    return sorted(cuts)
+        reasons |= {a + step: {"length": 1.0} for step in further}
+        cuts += [a + step for step in further]
+    cuts.sort()
+    finer: list[int] = []
+    for a, b in zip([0, *cuts], [*cuts, last], strict=True):
+        if not rests_here(idle, a, b):
+            between = [
+                Candidate(p, float(times[p]), float(chances[p]))
+                for p in tops[(tops > a) & (tops < b)].tolist()
+            ]
+            finer += best(between, float(times[a]), float(times[b]), limits.min_event_s)
+    return Pieces(cuts, reasons, idle, moved, finer)
 
 
-def idle_steps(moved: Motion, gripper: tuple[Transition, ...], limits: Limits) -> Mask:
-    """Control steps where nothing, the gripper included, moves for `min_idle_s` (T,)."""
-    times, still = moved.times_s, moved.still.copy()
-    for start, stop in runs(~still):  # a twitch does not end a rest
-        if times[min(stop, len(still) - 1)] - times[start] < limits.min_event_s:
-            still[start:stop] = True
-    idle = np.zeros_like(still)
-    for start, stop in runs(still):
-        # what follows a transition is the gripper at work
-        first = next((t.frame for t in gripper if start <= t.frame < stop), stop)
-        if times[min(first, len(still) - 1)] - times[start] >= limits.min_idle_s:
-            idle[start:first] = True
-    if still.all() and not gripper:
-        idle[:] = True  # nothing moves in the whole episode, however short it is
-    return idle
+def rests_here(idle: list[tuple[int, int]], a: int, b: int) -> bool:
+    """Whether most of control steps `a` to `b` is rest."""
+    return 2 * sum(max(0, min(b, stop) - max(a, start)) for start, stop in idle) > b - a
 
 
-def runs(mask: Mask) -> list[tuple[int, int]]:
-    """Stretches of True as (first, one past the last)."""
-    edges = np.flatnonzero(np.diff(np.concatenate(([False], mask, [False])).astype(np.int8)))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
+def anchors(
+    times_s: Array,
+    chances: Array,
+    gripper: list[Transition],
+    edges: list[int],
+    min_s: float,
+    least_s: float,
+) -> tuple[list[int], dict[int, dict[str, float]], dict[int, Transition]]:
+    """Cuts that must be; why each; and what transition each has, if any.
 
-
-def anchor_steps(
-    times_s: Array, gripper: tuple[Transition, ...], idle: Mask, min_s: float
-) -> list[int]:
-    """Cuts that must be: gripper transitions, then edges of rests; `min_s` apart or more."""
-    edges = [step for run in runs(idle) for step in run]
+    A transition's cut is where a boundary is likeliest nearby; then come the `edges` of rests.
+    Transitions are `min_s` apart or more, edges `least_s` from all else.
+    """
     kept: list[int] = []
+    reasons: dict[int, dict[str, float]] = {}
+    moved: dict[int, Transition] = {}
     fixed = [times_s[0], times_s[-1]]
-    for step in [*(t.frame for t in gripper), *edges]:
-        if step < len(times_s) and min(abs(times_s[step] - f) for f in fixed) >= min_s - EXACT_S:
-            kept.append(step)
-            fixed.append(times_s[step])
-    return sorted(kept)
+
+    def keep(step: int, reason: str, apart_s: float) -> bool:
+        if min(abs(times_s[step] - f) for f in fixed) < apart_s - EXACT_S:
+            return False
+        kept.append(step)
+        fixed.append(times_s[step])
+        reasons[step] = {reason: 1.0}
+        return True
+
+    for each in gripper:
+        at = times_s[each.frame]
+        low, high = np.searchsorted(times_s, [at - NEAR_TRANSITION_S, at + NEAR_TRANSITION_S])
+        low, high = min(int(low), each.frame), max(int(high), each.frame + 1)
+        likeliest = low + int(chances[low:high].argmax())
+        spot = next((s for s in (likeliest, each.frame) if keep(s, each.signal, min_s)), each.frame)
+        moved.setdefault(spot, each)
+    for edge in edges:
+        if edge < len(times_s):
+            keep(edge, "rest", least_s)
+    return sorted(kept), reasons, moved
 
 
-def cut_prices(moved: Motion, limits: Limits) -> Array:
-    """What a cut costs (T,): a share of the energy nearby, and more than noise can save."""
-    times, reach = moved.times_s, limits.max_event_s
-    nearby = np.interp(times + reach, times, moved.energy)
-    nearby -= np.interp(times - reach, times, moved.energy)
-    return np.asarray(limits.cut_price * nearby + 2 * np.log(len(times)) * moved.noise_energy)
+def events(
+    batch: Flat, found: Evidence, pieces: list[Pieces], learned: Fusion
+) -> list[list[Event]]:
+    """Events with kinds and votes."""
+    rows = np.array(
+        [start + c for start, p in zip(batch.start.tolist(), pieces, strict=True) for c in p.cuts],
+        dtype=np.intp,
+    )
+    voted = iter(votes(batch, found, rows, learned))
+    score = iter(found.chance[rows].tolist())
+    made: list[list[Event]] = []
+    for count, piece in zip(batch.count.tolist(), pieces, strict=True):
+        own: list[Event] = []
+        for start, end in zip([0, *piece.cuts], [*piece.cuts, count], strict=True):
+            said: dict[str, float] = {}
+            strength = 0.0
+            if start:
+                said, strength = next(voted) | piece.reasons.get(start, {}), next(score)
+                strength = max(strength, *(piece.reasons.get(start, {"": 0.0}).values()))
+            finer = tuple(step for step in piece.finer if start < step < end)
+            own.append(Event(start, end, kind(start, end, piece), round(strength, 4), said, finer))
+        made.append(own)
+    return made
 
 
-def kind(start: int, end: int, gripper: tuple[Transition, ...], idle: Mask) -> str:
+def votes(batch: Flat, found: Evidence, rows: Index, learned: Fusion) -> list[dict[str, float]]:
+    """Which signals speak for a boundary at each of `rows` (K,): the chance lost without each."""
+    odds = learned.signals.without(batch, found.signals, found.reach, rows)
+    if found.seen is not None:
+        looks = learned.video.without(batch, found.seen, found.reach, rows)
+        full = odds[""]
+        odds = {name: learned.fused(value, looks[""]) for name, value in odds.items()}
+        odds |= {name: learned.fused(full, value) for name, value in looks.items() if name}
+    full = evidence.chance(odds.pop(""))
+    said: list[dict[str, float]] = [{} for _ in rows]
+    for name, value in odds.items():
+        lost = np.round(full - evidence.chance(value), 4)
+        for k in np.flatnonzero(lost >= SMALLEST_VOTE).tolist():
+            said[k][name] = float(lost[k])
+    return said
+
+
+def kind(start: int, end: int, piece: Pieces) -> str:
     """What the event is: by the gripper's first transition within it, else whether it rests."""
-    inside = [t for t in gripper if start <= t.frame < end]
+    inside = [t for at, t in sorted(piece.gripper.items()) if start <= at < end]
     if inside:
         return "grasp" if inside[0].closes else "release"
-    return "idle" if idle[start:end].mean() > 0.5 else "motion"
-
-
-def votes(
-    at: int, moved: Motion, gripper: tuple[Transition, ...], idle: Mask, window_s: float
-) -> dict[str, float]:
-    """Which signals speak for a boundary at control step `at`, each 0 to 1; empty for none."""
-    times = moved.times_s
-    a, b = np.searchsorted(times, [times[at] - window_s, times[at] + window_s])
-    b = min(int(b), len(times) - 1)
-    before, after = moved.position[at] - moved.position[a], moved.position[b] - moved.position[at]
-    product = float(np.linalg.norm(before) * np.linalg.norm(after))
-    turn = (1 - float(before @ after) / product) / 2 if product > 0 else 0.0
-    fast, slow = float(moved.speed[a : b + 1].max()), float(moved.speed[a : b + 1].min())
-    near = [t for t in gripper if abs(times[t.frame] - times[at]) <= window_s]
-    found = {
-        **{t.signal: 1.0 for t in near},
-        "direction_change": turn,
-        "speed_change": 1 - slow / fast if fast > 0 else 0.0,
-        "rest": float(idle[at] != idle[at - 1]),
-    }
-    return {name: round(value, 4) for name, value in found.items() if value >= SMALLEST_VOTE}
+    return "idle" if rests_here(piece.idle, start, end) else "motion"

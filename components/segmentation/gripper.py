@@ -1,28 +1,33 @@
-"""When the gripper begins to close or to open, from its command and from what is measured.
+"""When a gripper begins to close or to open, from its command and from what is measured.
 
 A transition is a crossing of the middle third of the episode's own range (a Schmitt trigger), dated
 at the first control step that has left the old side. Which side is closed comes from the signal's
-name, else from how the measured opening follows the command, else from the start: a gripper starts
-open.
+name, else from two fingers that move apart, else from how the measured opening follows the command,
+else, and for hands of many joints, from the start: a gripper starts open. The hands of a robot with
+several are told apart.
 """
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from components.episodes import GRIPPER, Episode
-from components.segmentation.signals import Array, control_step_s, noise_std
+from components.episodes import GRIPPER
+from components.segmentation.flat import Array, Flat
 
 CLOSED_IS_LARGE = re.compile(r"clos|effort|force", re.IGNORECASE)
 OPEN_IS_LARGE = re.compile(r"open|width|aperture", re.IGNORECASE)
 RATE = re.compile(r"vel|speed|rate", re.IGNORECASE)
+HAND = re.compile(r"left|right|(?<![a-z])[lr](?=_)", re.IGNORECASE)
 LOW, HIGH = 1 / 3, 2 / 3
-DELAY_S = 1.0  # within this time a measured transition is the answer to a commanded one
+DELAY_S = 1.0  # within this time what is measured has answered a command
 NOISE_LEVELS = 8.0  # a range within this many standard deviations of noise is no movement
+SECOND_DIFFERENCE = 1.4826 / np.sqrt(6.0)  # median |second difference| of white noise -> its std
+APART = 0.9  # fingers whose distance follows the joined signal this closely (correlation) mirror
 
 
 @dataclass(frozen=True)
@@ -34,72 +39,135 @@ class Transition:
     signal: str  # gripper_command or gripper_measured
 
 
-def transitions(episode: Episode) -> tuple[Transition, ...]:
-    """Closings and openings in time order; a measured one only where no command explains it."""
-    width = max(round(DELAY_S / control_step_s(episode)), 1)
-    measured = level(episode.gripper, episode.state_names)
-    command = level(episode.gripper_command, episode.action_names)
-    found: list[Transition] = []
-    if command is not None:
-        closed_is_high = named(episode.action_names)
-        if closed_is_high is None:
-            closed_is_high = closes_when_high(command, measured, width, episode)
-        found = crossings(command, closed_is_high, "gripper_command")
-    if measured is not None:
-        answers = crossings(measured, named(episode.state_names) is True, "gripper_measured")
-        told = np.array([t.frame for t in found])
-        found += [a for a in answers if not np.any((told <= a.frame) & (a.frame <= told + width))]
-    return tuple(sorted(found, key=lambda t: t.frame))
+class Level(NamedTuple):
+    """One hand's gripper, 0 to 1 of its own range (M,); all 0 where it does not move."""
+
+    hand: str  # left, right, or empty
+    value: Array
+    moves: npt.NDArray[np.bool_]  # (E,)
+    high: npt.NDArray[np.intp]  # (E,): what is high: 1 closed, -1 open, 0 unknown
 
 
-def level(values: npt.NDArray[np.float32] | None, names: tuple[str, ...]) -> Array | None:
-    """Where the gripper is within its own range, 0 to 1 (T,); None where it does not move.
-
-    Several fingers are averaged after turning them the way of the one that moves most.
-    """
-    if values is None or len(values) < 2:
-        return None
-    own = [name for name in names if GRIPPER.search(name)]
-    places = [i for i, name in enumerate(own) if not RATE.search(name)] or list(range(len(own)))
-    columns = values[:, places].astype(np.float64)
-    first = columns[:, int(np.argmax(np.ptp(columns, axis=0)))]
-    centred = columns - columns.mean(axis=0)
-    signs = np.where((first - first.mean()) @ centred < 0, -1.0, 1.0)
-    joined = (columns * signs).sum(axis=1)
-    span = float(np.ptp(joined))
-    if span <= max(NOISE_LEVELS * noise_std(joined[:, None]), 1e-9 * float(np.abs(joined).max())):
-        return None
-    return np.asarray((joined - joined.min()) / span)
-
-
-def named(names: tuple[str, ...]) -> bool | None:
-    """Whether a larger value means closed, when the gripper's own name says so."""
-    own = " ".join(name for name in names if GRIPPER.search(name))
-    if CLOSED_IS_LARGE.search(own):
-        return True
-    return False if OPEN_IS_LARGE.search(own) else None
-
-
-def closes_when_high(command: Array, measured: Array | None, delay: int, episode: Episode) -> bool:
-    """Whether a high command closes: the measured opening falls after it, else it started low."""
-    rises = crossings(command, True, "")
-    if measured is not None and rises:
-        last = len(measured) - 1
-        change = sum(
-            (measured[min(t.frame + delay, last)] - measured[t.frame]) * (1 if t.closes else -1)
-            for t in rises
-        )
-        if abs(change) > LOW:
-            return bool((change < 0) != (named(episode.state_names) is True))
-    return bool(command[0] < 0.5)
-
-
-def crossings(value: Array, closed_is_high: bool, signal: str) -> list[Transition]:
-    """Every change from below LOW to above HIGH or back, where `value` (T,) leaves its side."""
-    sides = np.where(value >= HIGH, 1, np.where(value <= LOW, -1, 0))
-    known = np.flatnonzero(sides)
-    turned = np.flatnonzero(np.diff(sides[known]))
+def levels(batch: Flat, measured: bool) -> list[Level]:
+    """Each hand's measured or commanded gripper; empty where the robot tells none."""
+    first = batch.first
+    names = first.state_names if measured else first.action_names
+    values = batch.state if measured else batch.action
+    hands: dict[str, list[int]] = {}
+    for i, name in enumerate(names):
+        if GRIPPER.search(name):
+            side = HAND.search(name)
+            hands.setdefault(side[0].lower()[0] if side else "", []).append(i)
     return [
-        Transition(int(known[i] + 1), bool((sides[known[i + 1]] > 0) == closed_is_high), signal)
-        for i in turned
+        level(batch, values[:, own], [names[i] for i in own], hand)
+        for hand, own in sorted(hands.items())
     ]
+
+
+def level(batch: Flat, values: Array, names: list[str], hand: str) -> Level:
+    """Columns (M, C) of one hand as one; fingers are turned the way of the one that moves most."""
+    places = [i for i, name in enumerate(names) if not RATE.search(name)] or list(range(len(names)))
+    columns = values[:, places]
+    joined, mirrored = columns[:, 0], np.zeros(len(batch.start), dtype=np.intp)
+    if len(places) > 1:
+        joined, mirrored = join(batch, columns)
+    low = np.minimum.reduceat(joined, batch.start)
+    span = np.maximum.reduceat(joined, batch.start) - low
+    bend = np.abs(batch.diff(batch.diff(joined)))
+    noise = batch.quantile(bend, 0.5, skip=2) * SECOND_DIFFERENCE
+    size = np.maximum.reduceat(np.abs(joined), batch.start)
+    moves = span > np.maximum(NOISE_LEVELS * noise, 1e-6 * size)
+    scaled = (joined - low[batch.owner]) / np.where(moves, span, 1.0)[batch.owner]
+    value = np.where(moves[batch.owner], scaled, 0.0)
+    told = named([names[i] for i in places])
+    if told:
+        mirrored = np.full_like(mirrored, told)
+    elif len(places) > 2:  # joints of a hand or a linkage: which way they close differs
+        mirrored = np.where(value[batch.start] < 0.5, 1, -1)
+    return Level(hand, value, moves, mirrored)
+
+
+def join(batch: Flat, columns: Array) -> tuple[Array, npt.NDArray[np.intp]]:
+    """Fingers (M, C) as one signal (M,); for two that move apart, -1 (E,): large is open."""
+    centred = columns - batch.mean(columns)[batch.owner]
+    most = batch.extent(columns).argmax(axis=1)
+    leader = centred[batch.row, most[batch.owner]]
+    signs = np.where(batch.total(leader[:, None] * centred) < 0, -1.0, 1.0)
+    joined = (columns * signs[batch.owner]).sum(axis=1)
+    apart = np.abs(columns).sum(axis=1)
+    a, b = (x - batch.mean(x)[batch.owner] for x in (joined, apart))
+    follows = batch.total(a * b) / np.sqrt(batch.total(a * a) * batch.total(b * b) + 1e-18)
+    mirrored = (columns.shape[1] == 2) & (signs < 0).any(axis=1) & (np.abs(follows) > APART)
+    return joined, np.where(mirrored, -np.sign(follows), 0).astype(np.intp)
+
+
+def named(names: list[str]) -> int:
+    """1 where a larger value means closed, -1 where open, by the gripper's own name; else 0."""
+    own = " ".join(names)
+    if CLOSED_IS_LARGE.search(own):
+        return 1
+    return -1 if OPEN_IS_LARGE.search(own) else 0
+
+
+def transitions(
+    batch: Flat, measured: list[Level], commanded: list[Level]
+) -> list[list[Transition]]:
+    """Each episode's closings and openings in time order; measured ones of hands without command.
+
+    What is measured answers the command, be it one that holds from the start.
+    """
+    found: list[list[Transition]] = [[] for _ in batch.start]
+    answers = {m.hand: m for m in measured}
+    for command in commanded:
+        frames, rises = crossings(batch, command)
+        closes = closing(batch, command, answers.pop(command.hand, None), frames, rises)
+        add(found, batch, frames, rises == closes[batch.owner[frames]], "gripper_command")
+    for each in answers.values():
+        frames, rises = crossings(batch, each)
+        add(found, batch, frames, rises == (each.high > 0)[batch.owner[frames]], "gripper_measured")
+    return [sorted(each, key=lambda t: t.frame) for each in found]
+
+
+def add(
+    found: list[list[Transition]],
+    batch: Flat,
+    rows: npt.NDArray[np.intp],
+    closes: npt.NDArray[np.bool_],
+    signal: str,
+) -> None:
+    """Rows (K,) of a batch become transitions of their episodes."""
+    owners = batch.owner[rows]
+    frames = rows - batch.start[owners]
+    for owner, frame, close in zip(owners.tolist(), frames.tolist(), closes.tolist(), strict=True):
+        found[owner].append(Transition(frame, close, signal))
+
+
+def crossings(batch: Flat, one: Level) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.bool_]]:
+    """Rows (K,) where the value leaves its side for the other one, and whether it rises."""
+    sides = np.where(one.value >= HIGH, 1, np.where(one.value <= LOW, -1, 0))
+    sides[~one.moves[batch.owner]] = 0
+    known = np.flatnonzero(sides)
+    same = batch.owner[known[1:]] == batch.owner[known[:-1]]
+    turned = np.flatnonzero(same & (np.diff(sides[known]) != 0))
+    return known[turned] + 1, sides[known[turned + 1]] > 0
+
+
+def closing(
+    batch: Flat,
+    command: Level,
+    answer: Level | None,
+    frames: npt.NDArray[np.intp],
+    rises: npt.NDArray[np.bool_],
+) -> npt.NDArray[np.bool_]:
+    """Whether a high command closes (E,): by its name, the measured answer, else the start."""
+    starts_low = command.value[batch.start] < 0.5
+    if answer is None:
+        return np.where(command.high != 0, command.high > 0, starts_low)
+    later = frames + np.rint(DELAY_S / batch.step_s[batch.owner[frames]]).astype(np.intp)
+    change = answer.value[np.minimum(later, batch.last[frames])] - answer.value[frames]
+    response = np.bincount(
+        batch.owner[frames], np.where(rises, change, -change), minlength=len(batch.start)
+    )
+    closes = np.where(answer.high > 0, response > 0, response < 0)
+    measured = np.where(np.abs(response) > LOW, closes, starts_low)
+    return np.where(command.high != 0, command.high > 0, measured)

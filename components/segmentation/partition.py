@@ -1,69 +1,91 @@
-"""The best cut of a trajectory into pieces of steady motion: optimal partitioning within bounds.
+"""The best set of cuts: those that gain most together, none too near, no piece too long.
 
-Jackson et al. (2005), the exact method that PELT prunes: the least sum, over pieces, of how far the
-velocity strays from the piece's mean, plus a price for each cut.
+A cut gains its chance minus the price. Candidates are the peaks of the chance; among them the best
+set is found exactly (optimal partitioning, Jackson et al. 2005, which PELT prunes).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from bisect import bisect_right
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from components.segmentation.signals import Array
+from components.segmentation.flat import Array, Index
 
-BLOCK = 256  # control steps whose costs are worked out together
 EXACT_S = 1e-6  # what two timestamps may differ by through rounding
 
 
-def partition(
-    position: Array, energy: Array, times_s: Array, prices: Array, min_s: float, max_s: float
-) -> list[int]:
-    """Inner cuts (control steps, rising) of `position` (T, D) with the least total cost.
+class Candidate(NamedTuple):
+    """A place for a cut: control step, seconds, what it gains."""
 
-    `energy` (T,) is the integral of the squared speed, `prices` (T,) what a cut at each step costs.
-    Every piece lasts `min_s` to `max_s`; where no such cut exists there is none.
+    step: int
+    time_s: float
+    gain: float
+
+
+def peaks(values: Array, reach: int) -> Index:
+    """Rows where `values` (T,) is the largest within `reach` rows to either side; of equals one."""
+    if len(values) < 3:
+        return np.zeros(0, dtype=np.intp)
+    rising = np.flatnonzero((values[1:-1] > values[:-2]) & (values[1:-1] >= values[2:])) + 1
+    order = rising[np.argsort(-values[rising], kind="stable")]
+    kept: list[int] = []
+    for row in order.tolist():
+        if all(abs(row - other) > reach for other in kept):
+            kept.append(row)
+    return np.array(sorted(kept), dtype=np.intp)
+
+
+def best(candidates: list[Candidate], first_s: float, last_s: float, min_s: float) -> list[int]:
+    """Steps of the candidates (in time order) with the largest total gain.
+
+    Cuts lie `min_s` or more apart, and from `first_s` and `last_s`.
     """
-    last = len(times_s) - 1
-    if last < 2 or times_s[-1] - times_s[0] < 2 * min_s - EXACT_S:
-        return []
-    total = np.full(last + 1, np.inf)
-    total[0] = -prices[0]
-    came_from = np.zeros(last + 1, dtype=np.intp)
-    for j, first, strays in _strays(position, energy, times_s, min_s, max_s):
-        stop = first + len(strays)
-        costs = total[first:stop] + prices[first:stop] + strays
-        best = int(costs.argmin())
-        total[j], came_from[j] = costs[best], first + best
-    return _walk_back(came_from, last) if np.isfinite(total[last]) else []
+    allowed = [
+        c
+        for c in candidates
+        if c.gain > 0 and first_s + min_s - EXACT_S <= c.time_s <= last_s - min_s + EXACT_S
+    ]
+    times = [c.time_s for c in allowed]
+    total, chosen = [0.0], [0]  # of the first k candidates; whether the k-th is among the best
+    for k, candidate in enumerate(allowed):
+        before = bisect_right(times, candidate.time_s - min_s + EXACT_S, 0, k)
+        gained = total[before] + candidate.gain
+        chosen.append(before if gained > total[-1] else -1)
+        total.append(max(gained, total[-1]))
+    found, k = [], len(allowed)
+    while k > 0:
+        if chosen[k] >= 0:
+            found.append(allowed[k - 1].step)
+            k = chosen[k]
+        else:
+            k -= 1
+    return found[::-1]
 
 
-def _strays(
-    position: Array, energy: Array, times_s: Array, min_s: float, max_s: float
-) -> Iterator[tuple[int, int, Array]]:
-    """For each step j: the first step where a piece up to j may start, and all their costs."""
-    oldest = np.searchsorted(times_s, times_s - max_s - EXACT_S, side="left")
-    newest = np.searchsorted(times_s, times_s - min_s + EXACT_S, side="right")
-    for begin in range(1, len(times_s), BLOCK):
-        end = min(begin + BLOCK, len(times_s))
-        low, high = int(oldest[begin]), int(newest[end - 1])
-        elapsed = np.maximum(times_s[begin:end, None] - times_s[low:high], EXACT_S)
-        cost = energy[begin:end, None] - energy[low:high]
-        moved = np.zeros_like(cost)
-        for axis in position.T:
-            moved += (axis[begin:end, None] - axis[low:high]) ** 2
-        cost -= moved / elapsed
-        for j in range(begin, end):
-            a, b = int(oldest[j]), int(newest[j])
-            if a < b:
-                yield j, a, cost[j - begin, a - low : b - low]
+def shortened(
+    cuts: list[int], values: Array, times_s: Array, min_s: float, max_s: float
+) -> list[int]:
+    """Further cuts, where `values` (T,) is largest, so that no piece exceeds `max_s`.
 
-
-def _walk_back(came_from: npt.NDArray[np.intp], last: int) -> list[int]:
-    cuts: list[int] = []
-    at = int(came_from[last])
-    while at > 0:
-        cuts.append(at)
-        at = int(came_from[at])
-    return cuts[::-1]
+    A piece that can only be cut into pieces under `min_s` stays as long as it is.
+    """
+    found: list[int] = []
+    pieces = list(zip([0, *cuts], [*cuts, len(times_s) - 1], strict=True))
+    while pieces:
+        a, b = pieces.pop()
+        length_s = times_s[b] - times_s[a]
+        if length_s <= max_s + EXACT_S:
+            continue
+        left_s = length_s - (np.ceil((length_s - EXACT_S) / max_s) - 1) * max_s
+        low = int(np.searchsorted(times_s, times_s[a] + min_s - EXACT_S))
+        high = int(np.searchsorted(times_s, times_s[b] - min_s + EXACT_S, side="right"))
+        reach = int(np.searchsorted(times_s, times_s[a] + max_s + EXACT_S, side="right"))
+        if low < min(high, reach):  # the next piece is judged in its turn
+            few = int(np.searchsorted(times_s, times_s[a] + left_s - EXACT_S))  # leaves least cuts
+            low = max(low, min(few, high - 1, reach - 1))
+            cut = low + int(values[low : min(high, reach)].argmax())
+            found.append(cut)
+            pieces.append((cut, b))
+    return sorted(found)

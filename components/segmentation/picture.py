@@ -1,10 +1,11 @@
-"""A picture of the cut for a person: signals with boundaries, and a contact sheet, per episode.
+"""A picture of the cut for a person: signals, boundaries and who voted, contact sheet, per episode.
 
 Imports matplotlib, so nothing but the flow's artifact and the tests import it.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from matplotlib.figure import Figure
 from components import records
 from components.episodes import GRIPPER, Episode, Episodes
 from components.errors import DataError
-from components.segmentation.gripper import level
+from components.segmentation.flat import Flat
+from components.segmentation.gripper import levels
 
 COLOURS = {"motion": "#4c72b0", "grasp": "#c44e52", "release": "#55a868", "idle": "#999999"}
 LINES = ("#1b9e77", "#d95f02", "#7570b3", "#66a61e", "#e6ab02", "#a6761d")
@@ -83,8 +85,11 @@ def gripper_names(episode: Episode) -> set[str]:
 
 def plot_gripper(axes: Any, episode: Episode) -> None:
     """Gripper, measured and commanded, 0 to 1 of its own range, on an axis of its own."""
-    measured = level(episode.gripper, episode.state_names)
-    command = level(episode.gripper_command, episode.action_names)
+    batch = Flat([episode])
+    measured, command = (
+        next((e.value for e in levels(batch, which) if e.moves.any()), None)
+        for which in (True, False)
+    )
     twin = axes.twinx()
     twin.set_ylim(-0.45, 1.45)
     twin.set_yticks([])
@@ -101,6 +106,16 @@ def plot_bands(axes: Any, events: list[dict[str, Any]], last_s: float) -> None:
         axes.axvspan(event["start_s"], event["end_s"], color=colour, alpha=0.13, linewidth=0)
         if index:
             axes.axvline(event["start_s"], color="black", linewidth=1)
+            axes.annotate(
+                said(json.loads(event["evidence"])),
+                (event["start_s"], 0.5),
+                xycoords=("data", "axes fraction"),
+                xytext=(1, 0),
+                textcoords="offset points",
+                rotation=90,
+                va="center",
+                fontsize=6,
+            )
         start, end = event["start_s"] / max(last_s, 1e-3), event["end_s"] / max(last_s, 1e-3)
         axes.text(
             (start + end) / 2,
@@ -112,6 +127,14 @@ def plot_bands(axes: Any, events: list[dict[str, Any]], last_s: float) -> None:
             fontsize=7,
             color=colour,
         )
+
+
+def said(votes: dict[str, Any]) -> str:
+    """The two signals that speak loudest for a boundary, or who set it."""
+    if "person" in votes:
+        return "person"
+    loudest = sorted(votes, key=lambda name: -votes[name])[:2]
+    return ", ".join(name.replace("_", " ") for name in loudest)
 
 
 def plot_frames(axes: Any, episode: Episode, events: list[dict[str, Any]]) -> None:

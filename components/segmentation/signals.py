@@ -1,106 +1,160 @@
-"""How an episode's arm moves: position and speed relative to its own range, and where it rests.
+"""What an episode's signals do, as traces without units: motion, command, lag and gripper.
 
-Everything is relative to the episode itself, so no threshold belongs to a robot. Noise is the
-median absolute second difference, scaled as the MAD of Rousseeuw and Croux (1993), which smooth
-motion hardly touches.
+Lengths are told in the episode's own range and times in its own crossing time, the time it takes to
+cross that range at the speed it usually moves with; so no number belongs to a robot. The lag is
+what the arm does beyond what its commands and its inertia explain: a linear model is fitted to each
+episode (ARX, Ljung 1999), and contact is where its error rises.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import re
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from components.episodes import Episode
-
-Array = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
+from components.episodes import END_EFFECTOR, GRIPPER, Episode
+from components.segmentation.flat import Array, Flat
 
 SMALLEST_SHARE = 0.1  # a joint that moves less than this share of the largest range counts less
 JUMP_SHARE = 0.5  # one step over more of a joint's range than this is a wrapped angle, not motion
-STILL_SHARE = 0.05  # slower than this share of the episode's own brisk speed is still
-NOISE_LEVELS = 5.0  # movement within this many standard deviations of noise is no movement
-SECOND_DIFFERENCE = 1.4826 / np.sqrt(6.0)  # median |second difference| of white noise -> its std
+ABSOLUTE = 0.9  # a command that follows the position this closely (correlation) is a position
+NO_PLACE = re.compile(r"vel|speed|effort|torque|force|current", re.IGNORECASE)
+SHORTEST_STEP = 0.25  # of the usual one: what lies between two rows as near tells no speed
+SMALLEST_ERROR = 1e-3  # of the brisk speed: below this is rounding
+RIDGE = 1e-3  # per row, of commands and speeds with mean square 1
 
 
-@dataclass(frozen=True)
-class Motion:
-    """An episode's motion at its T control steps; 1 unit is the range of its own motion."""
+class Traces(NamedTuple):
+    """Vectors (M, D) and numbers (M,) of a batch; `crossing` (E,) is the crossing time, rows."""
 
-    times_s: Array  # (T,)
-    position: Array  # (T, D), smoothed
-    energy: Array  # (T,), integral of the squared speed
-    noise_energy: float  # what noise alone adds to `energy` in one control step
-    speed: Array  # (T,), over one window, units per second
-    still: Mask  # (T,), nothing of the arm moves
+    vectors: dict[str, Array]
+    numbers: dict[str, Array]
+    crossing: Array
+    noise: Array  # (E,), log of the usual error of the episode's linear model, brisk speed 1
 
 
-def motion(episode: Episode, window_s: float) -> Motion:
-    """The episode's motion, smoothed over a quarter of `window_s`; speed is over the whole."""
-    times = episode.timestamps_s.astype(np.float64)
-    step_s = control_step_s(episode)
-    raw = in_ranges(episode)
-    width = int(window_s / 4 / step_s) // 2 * 2 + 1
-    half = max(round(window_s / 2 / step_s), 1)
-    position = smooth(raw, width)
-    speed = windowed_speed(position, times, half)
-    within_noise = NOISE_LEVELS * noise_std(raw) / np.sqrt(width) / (2 * half * step_s)
-    still = speed <= max(STILL_SHARE * float(np.quantile(speed, 0.9)), within_noise)
-    squared = np.sum(np.diff(position, axis=0) ** 2, axis=1)
-    energy = np.concatenate(([0.0], np.cumsum(squared / np.maximum(np.diff(times), 1e-9))))
-    noise_energy = 2 * noise_std(position) ** 2 / step_s
-    return Motion(times, position, energy, noise_energy, speed, still)
-
-
-def control_step_s(episode: Episode) -> float:
-    """Median time between two control steps, seconds."""
-    if len(episode) < 2:
-        return 1.0 / episode.fps
-    return max(float(np.median(np.diff(episode.timestamps_s))), 1e-6)
-
-
-def in_ranges(episode: Episode) -> Array:
-    """Motion (T, D) from its start, in ranges: an end effector's largest, else each joint's own."""
-    values = episode.motion.astype(np.float64)
-    isotropic = episode.end_effector_m is not None
+def position(batch: Flat) -> tuple[Array, Array]:
+    """Motion (M, D) in ranges from its start, and the ranges (E, D) in the signal's own units."""
+    names = list(batch.first.state_names)
+    values = batch.state[:, [names.index(name) for name in moving_names(batch.first)]]
+    isotropic = batch.first.end_effector_m is not None
     if not isotropic:
-        values = unwrapped(values)
-    ranges = np.ptp(values, axis=0)
-    largest = float(ranges.max(initial=0.0))
-    if largest <= 0:
-        return np.zeros_like(values)
-    floor = largest if isotropic else SMALLEST_SHARE * largest
-    return np.asarray((values - values[0]) / np.maximum(ranges, floor))
+        steps = batch.diff(values)
+        jumps = np.abs(steps) > JUMP_SHARE * batch.extent(values)[batch.owner]
+        if jumps.any():
+            wrapped = np.cumsum(steps * jumps, axis=0)
+            values = values - (wrapped - wrapped[batch.start][batch.owner])
+    ranges = batch.extent(values)
+    largest = ranges.max(axis=1, initial=0.0, keepdims=True)
+    ranges = (
+        np.broadcast_to(largest, ranges.shape)
+        if isotropic
+        else np.maximum(ranges, SMALLEST_SHARE * largest)
+    )
+    ranges = np.where(ranges > 0, ranges, 1.0)
+    return (values - values[batch.start][batch.owner]) / ranges[batch.owner], ranges
 
 
-def unwrapped(values: Array) -> Array:
-    """(T, D) without jumps over most of a dimension's range in one step: an angle that wrapped."""
-    steps = np.diff(values, axis=0)
-    jumps = np.abs(steps) > JUMP_SHARE * np.ptp(values, axis=0)
-    return np.asarray(values - np.pad(np.cumsum(steps * jumps, axis=0), ((1, 0), (0, 0))))
+def lengths(values: Array) -> Array:
+    """Euclidean length of each row."""
+    return np.asarray(np.sqrt(np.einsum("md,md->m", values, values)))
 
 
-def noise_std(values: Array) -> float:
-    """Standard deviation of white noise on (T, D), all dimensions together."""
-    if len(values) < 3:
-        return 0.0
-    each = np.median(np.abs(np.diff(values, n=2, axis=0)), axis=0) * SECOND_DIFFERENCE
-    return float(np.sqrt(np.sum(each**2)))
+def motion_traces(batch: Flat) -> Traces:
+    place, ranges = position(batch)
+    clock = batch.diff(batch.times_s) / batch.step_s[batch.owner]  # 1 where it is regular
+    step = batch.diff(place) / np.maximum(clock, SHORTEST_STEP)[:, None]
+    speed = lengths(step)
+    way = np.maximum(batch.total(speed), 1e-12)
+    brisk = batch.total(speed**2) / way  # the mean speed along the way: rests do not count
+    brisk = np.where(brisk > 0, brisk, 1.0)
+    crossing = lengths(batch.extent(place)) / brisk
+    velocity = step / brisk[batch.owner, None]
+    columns = commands_of(batch.first)
+    paired = [d for d, c in enumerate(columns) if c >= 0]
+    vectors = {"velocity": velocity}
+    numbers = {"speed": lengths(velocity)}
+    if paired:
+        command = wished(
+            batch,
+            [columns[d] for d in paired],
+            place[:, paired],
+            velocity[:, paired],
+            ranges[:, paired],
+        )
+        error, slip = unexplained(batch, velocity[:, paired], command)
+        vectors |= {"command": command, "lag": error, "slip": slip}
+        numbers |= {"commanded": lengths(command), "slipping": lengths(slip)}
+    else:
+        error, _ = unexplained(batch, velocity, None)
+        zero = np.zeros((len(batch), 1))
+        vectors |= {"command": zero, "lag": error, "slip": zero}
+        numbers |= {"commanded": zero[:, 0], "slipping": zero[:, 0]}
+    error = lengths(error)
+    usual = batch.quantile(error, 0.5) + SMALLEST_ERROR
+    numbers["lagging"] = np.log1p(error / usual[batch.owner])
+    return Traces(vectors, numbers, crossing, np.log(usual))
 
 
-def smooth(values: Array, width: int) -> Array:
-    """Moving average of odd `width` over (T, D); the ends are held."""
-    if width <= 1 or len(values) <= width:
-        return values
-    padded = np.pad(values, ((width // 2 + 1, width // 2), (0, 0)), mode="edge")
-    total = np.cumsum(padded, axis=0)
-    return np.asarray((total[width:] - total[:-width]) / width)
+def commands_of(episode: Episode) -> list[int]:
+    """For each dimension of the motion, the action that commands it; -1 where none is known."""
+    names = moving_names(episode)
+    actions = list(episode.action_names)
+    found = []
+    for name in names:
+        wanted = (name, f"d{name.rsplit('_', 1)[-1]}", f"{name}_vel", f"delta_{name}")
+        found.append(next((actions.index(w) for w in wanted if w in actions), -1))
+    if max(found, default=-1) < 0:
+        arm = [i for i, name in enumerate(actions) if not GRIPPER.search(name)]
+        return arm if len(arm) == len(names) else found
+    return found
 
 
-def windowed_speed(position: Array, times_s: Array, half: int) -> Array:
-    """Distance over `half` steps to either side of each control step, per second (T,)."""
-    index = np.arange(len(times_s))
-    before, after = np.maximum(index - half, 0), np.minimum(index + half, len(times_s) - 1)
-    elapsed = np.maximum(times_s[after] - times_s[before], 1e-9)
-    return np.asarray(np.linalg.norm(position[after] - position[before], axis=1) / elapsed)
+def moving_names(episode: Episode) -> list[str]:
+    """The end effector's place where it is known, else all positions but the gripper's."""
+    for names in END_EFFECTOR:
+        if all(name in episode.state_names for name in names):
+            return list(names)
+    arm = [name for name in episode.state_names if not GRIPPER.search(name)]
+    return [name for name in arm if not NO_PLACE.search(name)] or arm
+
+
+def wished(batch: Flat, columns: list[int], place: Array, velocity: Array, ranges: Array) -> Array:
+    """Commands (M, D) as wished motion with mean square 1: of positions, the way still to go."""
+    command = batch.action[:, columns]
+    level, moved = (
+        command - batch.mean(command)[batch.owner],
+        place - batch.mean(place)[batch.owner],
+    )
+    follows = agreement(batch, level, moved)
+    absolute = (follows > ABSOLUTE) & (follows > agreement(batch, command, velocity))
+    in_ranges = command / ranges[batch.owner]
+    to_go = in_ranges - in_ranges[batch.start][batch.owner] - place
+    wish = np.where(absolute[batch.owner, None], to_go, in_ranges)
+    size = np.sqrt(batch.mean(np.einsum("md,md->m", wish, wish)))
+    return np.asarray(wish / np.where(size > 0, size, 1.0)[batch.owner, None])
+
+
+def agreement(batch: Flat, a: Array, b: Array) -> Array:
+    """Correlation without sign of two (M, D) in each episode (E,)."""
+    both = np.abs(batch.total(np.einsum("md,md->m", a, b)))
+    sizes = batch.total(np.einsum("md,md->m", a, a)) * batch.total(np.einsum("md,md->m", b, b))
+    return np.asarray(both / np.sqrt(sizes + 1e-12))
+
+
+def unexplained(batch: Flat, velocity: Array, command: Array | None) -> tuple[Array, Array]:
+    """One-step error of the episode's linear model, and wished minus real velocity: (M, D)."""
+    regressors = [batch.earlier(velocity, k) for k in (1, 2)]
+    if command is not None:
+        regressors += [batch.earlier(command, k) for k in (1, 2, 3)]
+    x = np.stack(regressors, axis=-1)
+    gram = batch.total(np.matmul(x.transpose(0, 2, 1), x))
+    gram += RIDGE * batch.count[:, None, None] * np.eye(x.shape[-1])
+    wanted = batch.total(np.einsum("mdk,md->mk", x, velocity))
+    weights = np.linalg.solve(gram, wanted[..., None])[..., 0]
+    error = velocity - np.einsum("mdk,mk->md", x, weights[batch.owner])
+    if command is None:
+        return error, np.zeros_like(velocity)
+    gain = weights[:, 2:].sum(axis=1) / np.maximum(1 - weights[:, :2].sum(axis=1), 0.05)
+    return error, gain[batch.owner, None] * command - velocity

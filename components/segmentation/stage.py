@@ -1,15 +1,18 @@
 """Segmentation: cut each episode where the behaviour changes. data/episodes in, data/events out.
 
-Boundaries come from the gripper and from the motion of the arm (`boundaries.py`), relative to each
-episode's own range and noise. Every boundary carries its evidence.
+Boundaries come from all signals there are (`boundaries.py`), relative to each episode's own range,
+speed and noise. Every boundary carries its evidence. Only episodes that are new are cut
+(`components/shards.py`).
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,8 +22,11 @@ from components import corrections as overlay
 from components import outputs, records
 from components.episodes import Episode, Episodes
 from components.segmentation.agreement import Agreement, agreement
-from components.segmentation.boundaries import Event, Limits, cut
+from components.segmentation.boundaries import BATCH_ROWS, Event, Limits, cut_all
 from components.segmentation.corrected import TOLERANCE_S, Overlay, Row
+from components.segmentation.evidence import WEIGHTS
+from components.segmentation.hierarchy import Node, nodes
+from components.shards import Shards, key
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -33,11 +39,18 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     min_idle_s: float = Field(
         ge=0.1, le=60, description="Shortest rest that is an event of its own, seconds."
     )
+    min_event_share: float = Field(
+        ge=0,
+        le=2,
+        description="Shortest event that no gripper ends, share of the episode's crossing time: "
+        "how long the arm takes across its whole range at its usual speed.",
+    )
     cut_price: float = Field(
         gt=0,
         lt=1,
-        description="What a cut must explain: share of the motion's energy within max_event_s.",
+        description="The least chance of a change of behaviour that is worth a cut.",
     )
+    video: bool = Field(description="Whether the pictures are looked at, too.")
 
     @model_validator(mode="after")
     def _bounds_meet(self) -> Config:
@@ -77,27 +90,90 @@ def run(episodes: Path, corrections: Path, events: Path, *, config: Config) -> R
     """Cut every episode of `episodes` and write `events/events.parquet` (`records.EVENTS`).
 
     What people said (`corrections`, a file of `EventCorrection`) stands over the machine's cut.
-    Rows are sorted by episode and time. DataError when an episode cannot be read, UserError for a
+    Rows are sorted by episode and time. `hierarchy.parquet` (`records.HIERARCHY`) says what each is
+    part of, and its finer parts. DataError when an episode cannot be read, UserError for a
     malformed correction.
     """
-    limits = Limits(**config.model_dump())
     said = overlay.read(corrections, overlay.EventCorrection)
     recordings = Episodes(episodes)
+    found = machine(recordings, config)
     rows: list[Row] = []
-    tasks: dict[str, str] = {}
+    tree: list[Node] = []
     agreed = Agreement()
-    for episode_id in recordings.ids:
-        episode = recordings[episode_id]
-        machine = event_rows(episode, cut(episode, limits))
-        people = Overlay(episode.timestamps_s, said.get(episode_id, []))
-        rows += people.applied(machine, config.min_event_s)
-        agreed += agreement(people, machine)
-        tasks[episode_id] = episode.task
-    rows.sort(key=lambda row: (row["episode_id"], row["start_frame"]))
+    for episode_id in sorted(recordings.ids):
+        own = found[episode_id]["rows"]
+        if episode_id in said:
+            people = Overlay(recordings[episode_id].timestamps_s, said[episode_id])
+            agreed += agreement(people, own)
+            own = people.applied(own, config.min_event_s)
+        rows += own
+        tree += nodes(own, found[episode_id]["finer"], found[episode_id]["finer_s"])
     with outputs.whole_folder(events) as out:
         table = pa.Table.from_pylist(rows, schema=records.EVENTS)
         outputs.write_table(out / "events.parquet", table)
+        table = pa.Table.from_pylist(tree, schema=records.HIERARCHY)
+        outputs.write_table(out / "hierarchy.parquet", table)
+    tasks = dict(zip(recordings.ids, recordings.manifest["task"].to_pylist(), strict=True))
     return summary(tasks, rows, people_of(said, set(tasks), agreed))
+
+
+def machine(recordings: Episodes, config: Config) -> dict[str, dict[str, Any]]:
+    """Of each episode the machine's rows and finer cuts; what was cut before comes from the store.
+
+    Keys: `rows` (`records.EVENTS`), `finer` (control steps) and `finer_s` (their times, seconds).
+    """
+    kept = Shards("segmentation", config.model_dump() | {"weights": outputs.sha256(WEIGHTS)})
+    names = {
+        row["episode_id"]: key(row["episode_id"], columns(recordings, row["embodiment"]))
+        for row in recordings.manifest.to_pylist()
+    }
+    recalled = kept.recall(names.values())
+    found = {i: recalled[name] for i, name in names.items() if name in recalled}
+    for some in portions(recordings, [i for i in recordings.ids if i not in found]):
+        cut = cut_all([recordings[i] for i in some], limits(config))
+        new = {i: kept_of(recordings[i], events) for i, events in zip(some, cut, strict=True)}
+        kept.keep({names[i]: each for i, each in new.items()})
+        found |= new
+        print(f"segmentation: {len(found)} of {len(names)} episodes", flush=True)
+    return found
+
+
+def columns(recordings: Episodes, embodiment: str) -> list[Any]:
+    """What an embodiment's signals and cameras are called."""
+    features = recordings.embodiment(embodiment).info["features"]
+    return [[name, feature.get("names")] for name, feature in sorted(features.items())]
+
+
+def portions(recordings: Episodes, ids: list[str]) -> Iterator[list[str]]:
+    """Episodes of one embodiment each, BATCH_ROWS control steps or one more at a time."""
+    about = {row["episode_id"]: row for row in recordings.manifest.to_pylist()}
+    for _, group in groupby(
+        sorted(ids, key=lambda i: (about[i]["embodiment"], about[i]["episode_index"])),
+        key=lambda i: about[i]["embodiment"],
+    ):
+        some: list[str] = []
+        for episode_id in group:
+            some.append(episode_id)
+            if sum(about[i]["n_frames"] for i in some) >= BATCH_ROWS:
+                yield some
+                some = []
+        if some:
+            yield some
+
+
+def limits(config: Config) -> Limits:
+    """The section's values as the algorithm takes them."""
+    return Limits(**config.model_dump())
+
+
+def kept_of(episode: Episode, events: list[Event]) -> dict[str, Any]:
+    """One episode's rows and finer cuts, as the store keeps them."""
+    finer = [step for event in events for step in event.finer]
+    return {
+        "rows": event_rows(episode, events),
+        "finer": finer,
+        "finer_s": episode.timestamps_s[finer].tolist(),
+    }
 
 
 def people_of(

@@ -157,8 +157,8 @@ def phases(seen: Demonstration) -> npt.NDArray[np.str_]:
 def count(score: Score, task: str, seen: Demonstration, cut: Any, tell: Any) -> None:
     """Caption one demonstration and compare."""
     episode = seen.episode
-    limits = segmentation.Limits(**cut.model_dump())
-    events = segmentation.event_rows(episode, segmentation.cut(episode, limits))
+    limits = segmentation.limits(cut)
+    events = segmentation.event_rows(episode, segmentation.cut_all([episode], limits)[0])
     (said,) = captions.caption_rows([captions.told(episode, events, [], tell)], tell, None)
     truth = phases(seen)
     actions = [row for row in said.rows if row["level"] == "action"]

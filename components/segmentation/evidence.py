@@ -1,0 +1,235 @@
+"""How likely the behaviour changes at each control step, and which signals say so.
+
+Each trace is compared before and after the step, over a half, one and two reaches (a reach is a
+tenth of the crossing time). A small fixed network (`weights.json`: 5 moments, a reach apart, one
+hidden layer) turns these contrasts, and how noisy the episode is, into a chance; what is seen adds
+its own log-odds. It was fitted
+once, to simulated tasks, by `python -m tests.benchmarks.segmentation_weights`; its inputs have no
+units, so it serves every robot. A signal's vote is the chance that would be lost without it.
+"""
+
+from __future__ import annotations
+
+import json
+from copy import copy
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from components.segmentation.flat import Array, Flat, Index
+from components.segmentation.gripper import Level
+from components.segmentation.signals import Traces
+
+WEIGHTS = Path(__file__).with_name("weights.json")
+REACH_SHARE = 0.1  # of the crossing time; of 0.07, 0.1, 0.14 the best on the development tasks
+SHORTEST_REACH = 2.0  # control steps
+SPANS = (0.5, 1.0, 2.0)  # reaches that are compared before and after
+OFFSETS = (-2, -1, 0, 1, 2)  # moments that the network sees, reaches from the step
+CLIP = 4.0  # standard deviations; what is stranger than all that was learned counts no more
+USUAL = 0.9
+SIGNALS = {  # trace -> the signal that votes
+    "velocity": "direction_change",
+    "speed": "speed_change",
+    "command": "command_change",
+    "commanded": "command_change",
+    "lag": "lag",
+    "lagging": "lag",
+    "slip": "lag",
+    "slipping": "lag",
+    "opening": "gripper",
+    "moving": "gripper",
+    "grip_command": "gripper",
+    "share": "seen",
+    "map": "seen",
+}
+
+
+Single = npt.NDArray[np.float32]
+
+
+class Contrasts(NamedTuple):
+    """Features (M, F) with their names, and each episode's reach (E,), control steps."""
+
+    values: Array
+    names: tuple[str, ...]
+    reach: Array
+
+
+def reach(traces: Traces) -> Array:
+    """How far a step looks to either side (E,), control steps."""
+    return np.maximum(REACH_SHARE * traces.crossing, SHORTEST_REACH)
+
+
+def gripper_traces(
+    batch: Flat, crossing: Array, measured: list[Level], commanded: list[Level]
+) -> dict[str, Array]:
+    """Opening speed with its sign, without, and the command (M,); of all hands together."""
+    zero = np.zeros(len(batch))
+    speed = batch.diff(sum((each.value for each in measured), zero)) * crossing[batch.owner]
+    command = sum((each.value for each in commanded), zero)
+    return {"opening": speed, "moving": np.abs(speed), "grip_command": command}
+
+
+def contrasts(batch: Flat, traces: Traces) -> Contrasts:
+    """After minus before of each trace at each span: signed for numbers, the length for vectors."""
+    reaches = reach(traces)
+    columns = [values[:, None] for values in traces.numbers.values()]
+    columns += list(traces.vectors.values())
+    sums = np.concatenate(
+        (
+            np.zeros((1, sum(c.shape[1] for c in columns))),
+            np.cumsum(np.concatenate(columns, axis=1), axis=0),
+        )
+    )
+    found: dict[str, Array] = {}
+    for span in SPANS:
+        half = np.maximum(np.rint(span * reaches), 1).astype(np.intp)[batch.owner]
+        before, after = around(batch, sums, half)
+        change, at = after - before, 0
+        for name in traces.numbers:
+            absolute = name == "grip_command"
+            found[f"{name}:{span}"] = np.abs(change[:, at]) if absolute else change[:, at]
+            if span == 1.0 and name not in ("grip_command", "opening"):
+                found[f"{name}:before"] = before[:, at]
+            at += 1
+        for name, values in traces.vectors.items():
+            part = change[:, at : at + values.shape[1]]
+            found[f"{name}:{span}"] = np.sqrt(np.einsum("md,md->m", part, part))
+            at += values.shape[1]
+    found["noise"] = traces.noise[batch.owner]
+    return Contrasts(np.stack(list(found.values()), axis=1), tuple(found), reaches)
+
+
+def around(batch: Flat, sums: Array, half: Index) -> tuple[Array, Array]:
+    """Means over up to `half` rows before and from each row on; `sums` (M + 1, C) are running."""
+    first = np.maximum(batch.row - half, batch.low)
+    stop = np.minimum(batch.row + half, batch.last + 1)
+    here = sums[batch.row]
+    after = (sums[stop] - here) / (stop - batch.row)[:, None]
+    before = (here - sums[first]) / np.maximum(batch.row - first, 1)[:, None]
+    alone = batch.row == first
+    before[alone] = after[alone]
+    return before, after
+
+
+class Network:
+    """One hidden layer over F contrasts at the moments of OFFSETS."""
+
+    def __init__(self, weights: dict[str, Any]) -> None:
+        self.names = tuple(weights["features"])
+        self.mean, self.scale = np.array(weights["mean"]), np.array(weights["scale"])
+        self.hidden = np.array(weights["hidden"], dtype=np.float32)  # (taps * F, H)
+        self.bias = np.array(weights["bias"], dtype=np.float32)
+        self.out = np.array(weights["out"], dtype=np.float32)
+        self.intercept = float(weights["intercept"])
+
+    def standard(self, found: Contrasts) -> Single:
+        """Contrasts (M, F) in standard deviations of what was learned, bounded."""
+        if found.names != self.names:
+            raise ValueError(f"weights are for {self.names}; got contrasts {found.names}")
+        standard = ((found.values - self.mean) / self.scale).astype(np.float32)
+        return np.asarray(np.clip(standard, -CLIP, CLIP))
+
+    def with_hidden(self, hidden: Single) -> Network:
+        """This network with other first-layer weights (taps * F, H)."""
+        other = copy(self)
+        other.hidden = hidden
+        return other
+
+    def logits(self, batch: Flat, standard: Single, reaches: Array) -> Array:
+        """Log-odds of a boundary at every row (M,)."""
+        layers = self.hidden.reshape(len(OFFSETS), len(self.names), -1)
+        total = np.tile(self.bias, (len(batch), 1))
+        for layer, offset in zip(layers, OFFSETS, strict=True):
+            total += np.take(standard @ layer, moment(batch, batch.row, reaches, offset), axis=0)
+        return self._odds(total)
+
+    def without(
+        self, batch: Flat, standard: Single, reaches: Array, rows: Index
+    ) -> dict[str, Array]:
+        """Log-odds at `rows` (K,) were each signal in turn as it is on average; "" with all."""
+        seen = np.stack([standard[moment(batch, rows, reaches, o)] for o in OFFSETS], axis=1)
+        layers = self.hidden.reshape(len(OFFSETS), len(self.names), -1)
+        total = seen.reshape(len(rows), len(self.hidden)) @ self.hidden + self.bias
+        found = {"": self._odds(total)}
+        owners = np.array([SIGNALS.get(name.split(":")[0], "") for name in self.names])
+        for signal in sorted({str(owner) for owner in owners} - {""}):
+            own = np.flatnonzero(owners == signal)
+            part = seen[:, :, own].reshape(len(rows), len(OFFSETS) * len(own))
+            found[signal] = self._odds(total - part @ layers[:, own].reshape(part.shape[1], -1))
+        return found
+
+    def _odds(self, total: Single) -> Array:
+        """From the hidden layer (K, H) to log-odds (K,)."""
+        return np.asarray(np.maximum(total, 0.0) @ self.out + self.intercept, dtype=np.float64)
+
+
+def moment(batch: Flat, rows: Index, reaches: Array, offset: float) -> Index:
+    """Rows `offset` reaches away, within the episode."""
+    owners = batch.owner[rows]
+    moved = rows + np.rint(offset * reaches).astype(np.intp)[owners]
+    return np.asarray(np.clip(moved, batch.low[rows], batch.last[rows]))
+
+
+class Fusion(NamedTuple):
+    """The networks, and how their log-odds add up."""
+
+    signals: Network
+    video: Network
+    share_signals: float
+    share_video: float
+    shift: float
+    changes: tuple[float, float]  # expected in an episode: at first, and per crossing time
+
+    def most_cuts(self, crossings: float) -> int:
+        """What USUAL of the episodes of this length do not exceed, were changes Poisson's."""
+        expected = self.changes[0] + self.changes[1] * min(crossings, 100.0)
+        count, chance = 0, float(np.exp(-expected))
+        total = chance
+        while total < USUAL:
+            count += 1
+            chance *= expected / count
+            total += chance
+        return count
+
+    def fused(self, signals: Array, video: Array) -> Array:
+        """Log-odds from both."""
+        return self.share_signals * signals + self.share_video * video + self.shift
+
+
+@cache
+def learned() -> Fusion:
+    """The fixed weights."""
+    return fusion(json.loads(WEIGHTS.read_text()))
+
+
+def fusion(weights: dict[str, Any]) -> Fusion:
+    """Weights as `tests/benchmarks/segmentation_weights.py` writes them."""
+    joined, changes = weights["fusion"], weights["changes"]
+    return Fusion(
+        Network(weights["signals"]),
+        Network(weights["video"]),
+        float(joined["signals"]),
+        float(joined["video"]),
+        float(joined["shift"]),
+        (float(changes["base"]), float(changes["per_crossing"])),
+    )
+
+
+def chance(logits: Array) -> Array:
+    """Log-odds to probability."""
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(logits, -30, 30))))
+
+
+def smoothed(batch: Flat, values: Array, reaches: Array) -> Array:
+    """Mean over half a reach to either side of each row (M,)."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    half = np.rint(reaches / 2).astype(np.intp)[batch.owner]
+    first, stop = (
+        np.maximum(batch.row - half, batch.low),
+        np.minimum(batch.row + half, batch.last) + 1,
+    )
+    return np.asarray((sums[stop] - sums[first]) / (stop - first))

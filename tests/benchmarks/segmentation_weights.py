@@ -1,0 +1,205 @@
+"""Fits `components/segmentation/weights.json`: what contrasts of signals look like at a boundary.
+
+Only the development tasks of `behaviour.py` are used. Each network is a small multi-layer
+perceptron of scikit-learn; how their log-odds add up is fitted to predictions for tasks that were
+left out (as Platt 1999 does), so that what is seen counts only as far as it carries over.
+Run `python -m tests.benchmarks.segmentation_weights --scratch FOLDER`; the JSON is rewritten.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.neural_network import MLPClassifier
+
+from components.episodes import Episode
+from components.segmentation import evidence, video
+from components.segmentation.evidence import OFFSETS, Contrasts, Network, moment
+from components.segmentation.flat import Array, Flat
+from components.segmentation.gripper import levels
+from components.segmentation.signals import motion_traces
+from components.stations.metaworld import MetaworldStation
+from tests.benchmarks.behaviour import DEVELOPMENT, TOLERANCE, Demonstration, demonstrations
+
+EPISODES, SEED = 8, 1000  # of each development task
+TARGET = evidence.WEIGHTS
+POSITIVE = 2  # rows this near to a change are one; from here to TOLERANCE they teach nothing
+HIDDEN, DECAY, ROUNDS = 20, 3.0, 50
+SLOWER = (1, 2, 2)  # each so many-th control step, one copy of the data for each
+NOISE = (-3.5, -1.7)  # exponents of 10: shares of the range
+FOLDS = 7
+DIGITS = 4
+
+
+class Inputs(NamedTuple):
+    """What the networks are fitted to."""
+
+    batch: Flat
+    signals: Contrasts
+    seen: Contrasts | None
+    near: npt.NDArray[np.bool_]  # (M,) at a change
+    used: npt.NDArray[np.bool_]  # (M,) clearly at one or clearly not
+    task: npt.NDArray[np.str_]  # (M,)
+
+
+def inputs(demos: Sequence[Demonstration], looks: bool = True) -> Inputs:
+    """Contrasts of all demonstrations."""
+    batch = Flat([demo.episode for demo in demos])
+    traces = motion_traces(batch)
+    grip = evidence.gripper_traces(
+        batch, traces.crossing, levels(batch, True), levels(batch, False)
+    )
+    seen = None
+    if looks:
+        watched = [video.looked(demo.episode) for demo in demos]
+        numbers, vectors = video.joined(batch, [each for each in watched if each is not None])
+        seen = evidence.contrasts(batch, traces._replace(numbers=numbers, vectors=vectors))
+    distance = np.concatenate([away(demo) for demo in demos])
+    return Inputs(
+        batch,
+        evidence.contrasts(batch, traces._replace(numbers=traces.numbers | grip)),
+        seen,
+        distance <= POSITIVE,
+        (distance <= POSITIVE) | (distance > TOLERANCE),
+        np.array([demo.task for demo in demos])[batch.owner],
+    )
+
+
+def away(demo: Demonstration) -> Array:
+    """Control steps of 80 Hz from each row to the nearest change (T,)."""
+    rows = demo.episode.timestamps_s * MetaworldStation.fps
+    changes = np.array([*demo.changes, 10**6])
+    return np.asarray(np.abs(rows[:, None] - changes).min(axis=1))
+
+
+def shaken(demos: Sequence[Demonstration]) -> list[Demonstration]:
+    """Copies as slower and noisier robots would record them, so that noise is learned as noise."""
+    random = np.random.default_rng(0)
+    return [
+        replace(demo, episode=shake(demo.episode, every, float(random.uniform(*NOISE)), random))
+        for every in SLOWER
+        for demo in demos
+    ]
+
+
+def shake(episode: Episode, every: int, noise: float, random: np.random.Generator) -> Episode:
+    """Each `every`-th step, with noise of 10^`noise` of the range on place and commands."""
+    state, action = episode.state[::every], episode.action[::every]
+    spread = 10**noise * np.ptp(state[:, :3], axis=0).max() * np.array([1, 1, 1, 0])
+    wish = 10 ** (noise + 1) * action[:, :3].std() * np.array([1, 1, 1, 0])
+    return replace(
+        episode,
+        fps=episode.fps / every,
+        timestamps_s=episode.timestamps_s[::every],
+        state=(state + random.normal(size=state.shape) * spread).astype(np.float32),
+        action=(action + random.normal(size=action.shape) * wish).astype(np.float32),
+    )
+
+
+def network(parts: list[tuple[Contrasts, Inputs, npt.NDArray[np.bool_]]]) -> dict[str, Any]:
+    """One network's weights, fitted to the rows (M,) of each part."""
+    found = parts[0][0]
+    every = np.concatenate([part.values[rows] for part, _, rows in parts])
+    mean, scale = every.mean(axis=0), every.std(axis=0) + 1e-6
+    x = [moments(part, given, rows, mean, scale) for part, given, rows in parts]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # few rounds are part of the method
+        model = MLPClassifier((HIDDEN,), alpha=DECAY, max_iter=ROUNDS, random_state=0)
+        model.fit(np.concatenate(x), np.concatenate([given.near[rows] for _, given, rows in parts]))
+    (hidden, out), (bias, intercept) = model.coefs_, model.intercepts_
+    return {
+        "features": list(found.names),
+        "mean": mean.tolist(),
+        "scale": scale.tolist(),
+        "hidden": hidden.tolist(),
+        "bias": bias.tolist(),
+        "out": out[:, 0].tolist(),
+        "intercept": float(intercept[0]),
+    }
+
+
+def moments(
+    found: Contrasts, given: Inputs, rows: npt.NDArray[np.bool_], mean: Array, scale: Array
+) -> Array:
+    """What the network sees of the rows: standard contrasts at all OFFSETS."""
+    standard = np.clip((found.values - mean) / scale, -evidence.CLIP, evidence.CLIP)
+    at = [moment(given.batch, given.batch.row[rows], found.reach, o) for o in OFFSETS]
+    return np.concatenate([standard[rows] for rows in at], axis=1)
+
+
+def logits(weights: dict[str, Any], found: Contrasts, batch: Flat) -> Array:
+    """Log-odds (M,) of one network."""
+    one = Network(weights)
+    return one.logits(batch, one.standard(found), found.reach)
+
+
+def density(demos: Sequence[Demonstration]) -> dict[str, float]:
+    """How many changes an episode has, by its length in crossing times: least squares."""
+    batch = Flat([demo.episode for demo in demos])
+    crossings = (
+        batch.total(np.where(batch.row > batch.low, 1.0, 0.0)) / motion_traces(batch).crossing
+    )
+    slope, base = np.polyfit(crossings, [len(demo.changes) for demo in demos], 1)
+    return {"base": float(base), "per_crossing": float(slope)}
+
+
+def fit(demos: Sequence[Demonstration]) -> dict[str, Any]:
+    """All weights, and the tasks they were fitted to."""
+    given, noisy = inputs(demos), inputs(shaken(demos), looks=False)
+    assert given.seen is not None
+    tasks = sorted(set(given.task.tolist()))
+    heard, seen = np.zeros(len(given.batch)), np.zeros(len(given.batch))
+    for fold in range(FOLDS):
+        out = np.isin(given.task, tasks[fold::FOLDS])
+        inner = (~out & given.used, ~np.isin(noisy.task, tasks[fold::FOLDS]) & noisy.used)
+        weights = network([(given.signals, given, inner[0]), (noisy.signals, noisy, inner[1])])
+        heard[out] = logits(weights, given.signals, given.batch)[out]
+        weights = network([(given.seen, given, inner[0])])
+        seen[out] = logits(weights, given.seen, given.batch)[out]
+    both = np.stack([heard, seen], axis=1)[given.used]
+    joined = LogisticRegression(C=1e3).fit(both, given.near[given.used])
+    parts = [(given.signals, given, given.used), (noisy.signals, noisy, noisy.used)]
+    whole = {
+        "signals": network(parts),
+        "video": network([(given.seen, given, given.used)]),
+        "fusion": {
+            "signals": float(joined.coef_[0, 0]),
+            "video": float(joined.coef_[0, 1]),
+            "shift": float(joined.intercept_[0]),
+        },
+        "changes": density(demos),
+        "tasks": tasks,
+    }
+    return dict(rounded(whole))
+
+
+def rounded(value: Any) -> Any:
+    """Floats to DIGITS significant digits, all through."""
+    if isinstance(value, dict):
+        return {name: rounded(each) for name, each in value.items()}
+    if isinstance(value, list):
+        return [rounded(each) for each in value]
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Rewrite the weights."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--scratch", type=Path, required=True, help="recordings are kept here")
+    given = parser.parse_args()
+    demos = demonstrations(list(DEVELOPMENT), EPISODES, SEED, given.scratch)
+    TARGET.write_text(json.dumps(fit(demos), separators=(",", ":")) + "\n")
+
+
+if __name__ == "__main__":
+    main()
