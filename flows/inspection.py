@@ -16,6 +16,7 @@ from components.errors import UserError
 
 if TYPE_CHECKING:
     from components.ingestion.inspect import Camera, Dimension, Inspection
+    from components.ingestion.said import Said
 
 LONG = 12  # names of one unit that are spelled out
 TASKS = 3
@@ -30,15 +31,29 @@ def look(uri: str, episodes: int | None) -> Inspection:
     from components.ingestion.inspect import inspect
     from flows import workspace
 
+    mappings = _mappings()
     if not uri.startswith("s3://"):
-        return inspect(uri, episodes or EPISODES)
+        return inspect(uri, episodes or EPISODES, mappings=mappings)
     with tempfile.TemporaryDirectory() as nowhere:
         try:
             kept = workspace.shared(workspace.project())
         except UserError:
             kept = Path(nowhere)
         os.environ.setdefault("WAMFLOW_STORE", str(kept))
-        return inspect(uri, episodes or EPISODES_IN_S3)
+        return inspect(uri, episodes or EPISODES_IN_S3, mappings=mappings)
+
+
+def _mappings() -> dict[str, Said]:
+    """What params.yaml of the project says of its sources; nothing outside of a project."""
+    from components import params
+    from components.ingestion.stage import Config
+    from flows import workspace
+
+    try:
+        path = workspace.project() / "params.yaml"
+    except UserError:
+        return {}
+    return params.section(params.load(path), "ingestion", Config).mappings
 
 
 def render(found: Inspection) -> RenderableType:
@@ -72,12 +87,19 @@ def _lines(found: Inspection) -> list[tuple[str, str]]:
         ("frames", f"{found.frames} in {found.duration_s:.1f} s"),
         ("rate", f"{found.fps:g} Hz nominal{real}"),
         ("cameras", "; ".join(map(_camera, found.cameras)) or "none"),
-        ("state", f"{len(found.state)}: {_signal(found.state)}"),
-        ("action", f"{len(found.action)}: {_signal(found.action)}"),
+        ("state", f"{len(found.state)}{_from(found.state_from)}: {_signal(found.state)}"),
+        ("action", f"{len(found.action)}{_from(found.action_from)}: {_signal(found.action)}"),
         ("gripper", _gripper(found)),
         ("end effector", ", ".join(found.end_effector) or "not known"),
         ("tasks", tasks + (f" and {more} more" if more > 0 else "")),
     ]
+
+
+def _from(names: list[str]) -> str:
+    """Columns, arrays or topics that a signal is taken from."""
+    if not names:
+        return ""
+    return f" from {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
 
 def _camera(camera: Camera) -> str:

@@ -24,6 +24,7 @@ CONFIG = stage.Config(
     min_frames=8,
     max_video_frames_off=1,
     min_camera_share=0.5,
+    mappings={},
     sampled_pictures=4,
     lag_pictures=0,
     checks={},

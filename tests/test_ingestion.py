@@ -42,6 +42,7 @@ CONFIG = Config(
     min_frames=8,
     max_video_frames_off=1,
     min_camera_share=0.5,
+    mappings={},
     sampled_pictures=12,
     lag_pictures=0,
     checks={},

@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 
 from components.errors import DataError, UserError
-from components.ingestion.inspect import inspect, unit
+from components.ingestion.inspect import inspect
+from components.ingestion.units import unit
 from flows import inspection
 from tests.conftest import ROOT, wamflow
 from tests.test_ingestion import dataset_v21, shared, video_file

@@ -30,6 +30,7 @@ from components.errors import DataError
 from components.ingestion import arrays, formats, source, tfrecord, topics
 from components.ingestion.raw import RawEpisode
 from components.ingestion.reasons import Reason
+from components.ingestion.said import Said
 from components.ingestion.writing import Reader
 from tests.test_ingestion import CONFIG, ingest, rejected, shared, snapshot
 
@@ -954,8 +955,8 @@ def test_topics_that_cover_little_of_a_recording_are_no_signals() -> None:
             yield topics.Message("/joint_command", START_NS + row * 10**9, body(["b"]))
             yield topics.Message("/in/first_command", START_NS + row * 10**7, body(["c"]))
 
-    chosen = topics.roles(topics.survey(messages()))
+    chosen = topics.roles(topics.survey(messages()), Said())
     assert chosen is not None and (chosen.state, chosen.action) == (
-        "/joint_states",
-        "/joint_command",
+        ("/joint_states",),
+        ("/joint_command",),
     )

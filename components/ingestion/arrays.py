@@ -15,6 +15,7 @@ import numpy.typing as npt
 from components.ingestion.columns import Signal
 from components.ingestion.raw import RawEpisode
 from components.ingestion.reasons import Problem, Reason
+from components.ingestion.said import chosen as pick
 
 WHOLE = {
     "state": re.compile(r"^(?:.*/)?(?:state|proprio|qpos|robot_state|agent_pos)$"),
@@ -51,13 +52,18 @@ NO_WORDS = re.compile(
 )
 
 
-def find(kind: str, arrays: Mapping[str, npt.NDArray[np.float64]]) -> Signal:
-    """The signal of a kind ("state" or "action") among (T, D) arrays by path; empty where none."""
+def find(
+    kind: str, arrays: Mapping[str, npt.NDArray[np.float64]], wanted: tuple[str, ...] = ()
+) -> Signal:
+    """The signal of a kind ("state" or "action") among (T, D) arrays by path; empty where none.
+
+    `wanted` arrays are joined where some are said; UserError lists what is there.
+    """
     whole = sorted((k for k in arrays if WHOLE[kind].match(k)), key=lambda k: (k.count("/"), k))
     parts = [k for part in PARTS[kind] for k in arrays if part.match(k)]
-    chosen = tuple(whole[:1] or dict.fromkeys(parts))
+    chosen = pick(kind, wanted, arrays) or tuple(whole[:1] or dict.fromkeys(parts))
     widths = tuple(arrays[key].shape[1] for key in chosen)
-    names = [name for key in chosen for name in _names(kind, key, arrays[key], bool(whole))]
+    names = [name for key in chosen for name in _names(kind, key, arrays[key], key in whole)]
     unique = names if len(set(names)) == len(names) else [f"{kind}_{i}" for i in range(len(names))]
     return Signal(chosen, widths, tuple(unique))
 

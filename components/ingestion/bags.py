@@ -31,6 +31,7 @@ from components.ingestion.topics import (
 from components.packets import Span
 
 Times = npt.NDArray[np.int64]
+Timed = tuple[Times, Float]  # (T,) nanoseconds, (T, D)
 _TOPICS = TypeAdapter(dict[str, Topic])
 BAD_PICTURE = (OSError, ValueError, TypeError, KeyError, OverflowError)
 
@@ -75,7 +76,7 @@ class Reader:
             for index, path in enumerate(files)
         }
         sound = [s for i in self.indices if not isinstance(s := self._survey(i), Problem)]
-        chosen = [(s, r) for s in sound if (r := topics.roles(s)) is not None]
+        chosen = [(s, r) for s in sound if (r := topics.roles(s, source.said)) is not None]
         self._roles = chosen[0][1] if chosen else None
         self._task = self._sentence()
         self.layout = self._layout(chosen[0][0] if chosen else {}, sound)
@@ -130,20 +131,25 @@ class Reader:
         signals = self._signals(index, self._roles, survey)
         if isinstance(signals, Problem):
             return signals
-        times, state, commanded, action, text = signals
+        states, actions, text = signals
+        times = states[0][0]
         shown = {
             camera: np.maximum.accumulate(np.array(survey[topic].times_ns))
             for camera, topic in self._roles.cameras.items()
             if topic in survey and survey[topic].times_ns
         }
-        if not len(commanded) or not len(times):
+        held = [*states[1:], *actions]
+        if not all(len(series[0]) for series in (*states, *actions)):
             return Problem(Reason.EMPTY_EPISODE, "no state or no command with a time and a value")
-        first = max(int(commanded[0]), *(int(t[0]) for t in shown.values()), 0)
+        first = max(
+            *(int(series[0][0]) for series in held), *(int(t[0]) for t in shown.values()), 0
+        )
         rows = times >= first
         read = {"text": text, "cut": int((~rows).sum())}
         task = self.recall(index, read)
-        times, state = times[rows], state[rows]
-        action = action[np.searchsorted(commanded, times, side="right") - 1]
+        times = times[rows]
+        state = np.hstack([states[0][1][rows], *(_held(s, times) for s in states[1:])])
+        action = np.hstack([_held(series, times) for series in actions])
         videos: dict[str, Span] = {}
         for camera, at in shown.items():
             film = self._film(index, camera, np.searchsorted(at, times, side="right") - 1, len(at))
@@ -167,10 +173,9 @@ class Reader:
 
     def _signals(
         self, index: int, wanted: Roles, survey: dict[str, Topic]
-    ) -> tuple[Times, Float, Times, Float, str | None] | Problem:
-        """State in the order it was recorded, commands in the order of time, and a sentence."""
-        state, action = _Series(self.layout.state_names), _Series(self.layout.action_names)
-        series = {wanted.state: state, wanted.action: action}
+    ) -> tuple[list[Timed], list[Timed], str | None] | Problem:
+        """The clock's topic in the order it was recorded, others by time, and a sentence."""
+        series = {name: _Series(self._names[name]) for name in (*wanted.state, *wanted.action)}
         sentence = None
         for message in self._timed(index, survey):
             if message.topic == wanted.text and sentence is None:
@@ -184,7 +189,8 @@ class Reader:
             if row is not None:
                 target.times.append(message.time_ns)
                 target.values.extend(row)
-        return *state.done(ordered=False), *action.done(ordered=True), sentence
+        states = [series[name].done(ordered=n > 0) for n, name in enumerate(wanted.state)]
+        return states, [series[name].done(ordered=True) for name in wanted.action], sentence
 
     def _film(
         self, index: int, camera: str, wanted: npt.NDArray[np.intp], count: int
@@ -246,8 +252,15 @@ class Reader:
         if self._roles is None:
             seen = ", ".join(sorted(survey)[:12])
             return Problem(Reason.MISSING_COLUMN, f"no states and commands among topics {seen}")
-        missing = [t for t in (self._roles.state, self._roles.action) if t not in survey]
+        missing = [t for t in (*self._roles.state, *self._roles.action) if t not in survey]
         return Problem(Reason.MISSING_COLUMN, f"no topic {missing}") if missing else None
+
+    def _joined(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Dimensions of several topics; with the topic in front where two would be the same."""
+        plain = tuple(d for name in names for d in self._names[name])
+        if len(set(plain)) == len(plain):
+            return plain
+        return tuple(f"{name.strip('/')}/{d}" for name in names for d in self._names[name])
 
     def _sentence(self) -> str | None:
         """The task where a recording names none."""
@@ -260,8 +273,10 @@ class Reader:
     def _layout(self, first: dict[str, Topic], sound: list[dict[str, Topic]]) -> Layout:
         said = [" ".join(notes.values()) for notes in self._notes.values()]
         named = [n["robot_type"] for n in self._notes.values() if n.get("robot_type")]
-        state, action, cameras, _ = self._roles or Roles("", "", {}, None)
-        rates = [s[state].rate_hz for s in sound if state in s and s[state].rate_hz > 0]
+        states, actions, cameras, _ = self._roles or Roles((), (), {}, None)
+        self._names = {name: first[name].names for name in (*states, *actions)}
+        clock = states[0] if states else ""
+        rates = [s[clock].rate_hz for s in sound if clock in s and s[clock].rate_hz > 0]
         if rates and max(rates) > 1.2 * min(rates):
             self._found.append(
                 f"the state's rate differs between recordings, {min(rates):.1f} to "
@@ -269,11 +284,17 @@ class Reader:
             )
         return Layout(
             robot_type=named[0] if named else arrays.robot(*said, self.source.name),
-            fps=_round(float(np.median(rates))) if rates else 1.0,
-            state_names=first.get(state, Topic()).names,
-            action_names=first.get(action, Topic()).names,
+            fps=self.source.said.fps or (_round(float(np.median(rates))) if rates else 1.0),
+            state_names=self._joined(states),
+            action_names=self._joined(actions),
             cameras=tuple(sorted(cameras)),
+            taken=(states, actions),
         )
+
+
+def _held(series: Timed, times: Times) -> Float:
+    """The last row of a series at each time: (T,) -> (T, D)."""
+    return np.asarray(series[1][np.searchsorted(series[0], times, side="right") - 1])
 
 
 def _round(rate_hz: float) -> float:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from components.ingestion.raw import Float
 from components.ingestion.reasons import Problem, Reason
+from components.ingestion.said import chosen
 
 WHOLE = {"state": ("observation.state", "state"), "action": ("action", "actions")}
 SPLIT = {"state": ("observation.state.", "state."), "action": ("action.", "actions.")}
@@ -58,17 +59,23 @@ class Signal:
             return np.ascontiguousarray(np.concatenate(whole, axis=1), dtype=np.float32)
 
 
-def find(kind: str, features: dict[str, Any], table: pa.Table) -> Signal:
-    """The signal of a kind ("state" or "action") in a table; empty where there is none."""
+def find(
+    kind: str, features: dict[str, Any], table: pa.Table, wanted: tuple[str, ...] = ()
+) -> Signal:
+    """The signal of a kind ("state" or "action") in a table; empty where there is none.
+
+    `wanted` columns are joined where some are said; UserError lists what is there.
+    """
     numeric = [name for name in table.column_names if matrix(table[name][:1]) is not None]
     whole = [name for name in WHOLE[kind] if name in numeric][:1]
     split = [name for name in numeric if name.startswith(SPLIT[kind])]
-    columns = tuple(whole or sorted(split, key=_declared_order(features)))
+    inferred = whole or sorted(split, key=_declared_order(features))
+    columns = chosen(kind, wanted, numeric) or tuple(inferred)
     widths = tuple(_width(table[name]) for name in columns)
     names = [
         name
         for column, width in zip(columns, widths, strict=True)
-        for name in _names(kind, column, width, features.get(column), bool(whole))
+        for name in _names(kind, column, width, features.get(column), len(columns) == 1)
     ]
     return Signal(columns, widths, tuple(_unique(names, kind)))
 

@@ -6,8 +6,9 @@ A new format is one new file with `holds(source)` and `Reader`, and its name in 
 from __future__ import annotations
 
 from components.errors import DataError
-from components.ingestion import hdf5, lerobot_v2, lerobot_v3, magic, mcap, rlds, rosbag2
+from components.ingestion import hdf5, lerobot_v2, lerobot_v3, magic, mapping, mcap, rlds, rosbag2
 from components.ingestion.raw import Reader
+from components.ingestion.said import Said
 from components.ingestion.source import Source
 
 FORMATS = (lerobot_v3, lerobot_v2, rlds, hdf5, mcap, rosbag2)
@@ -36,7 +37,8 @@ def open_source(source: Source, min_camera_share: float) -> Reader:
             f"ingestion: source {source.uri} is empty: expected at least one episode, got none; "
             "record some, or take it out of ingestion.sources."
         )
-    return reader
+    said = source.said
+    return mapping.Mapped(reader, said) if said != Said() else reader
 
 
 def _below(source: Source) -> str:

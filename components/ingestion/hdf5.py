@@ -77,6 +77,7 @@ class Reader:
             state_names=self._state.names,
             action_names=self._action.names,
             cameras=tuple(sorted(self._cameras)),
+            taken=(self._state.columns, self._action.columns),
         )
 
     @property
@@ -222,12 +223,16 @@ class Reader:
             and not key.startswith(("states/", "initial_state/"))
             and (values := _signal(item)) is not None
         }
-        self._state, self._action = arrays.find("state", numeric), arrays.find("action", numeric)
+        said = self.source.said
+        self._state = arrays.find("state", numeric, said.state)
+        self._action = arrays.find("action", numeric, said.action)
         left = arrays.not_taken(list(numeric), self._state, self._action)
         self._found += arrays.name_warnings(self._state, self._action) + left
 
     def _rate(self, aloha: bool) -> tuple[float, list[str]]:
         """The control rate, and a warning where nothing says it."""
+        if self.source.said.fps is not None:
+            return self.source.said.fps, []
         for key in ("control_freq", "fps", "frequency", "hz"):
             if (value := _number(self._attributes.get(key))) is not None and 0 < value <= 2000:
                 return value, []

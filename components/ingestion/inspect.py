@@ -7,24 +7,22 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 
 import av
 import numpy as np
 from pydantic import BaseModel
 
 from components.episodes import END_EFFECTOR, GRIPPER
-from components.ingestion import formats, oddities, unlisted
+from components.ingestion import formats, oddities, said, unlisted
 from components.ingestion.measure import Effort, measure
 from components.ingestion.oddities import Seen
-from components.ingestion.raw import RawEpisode, Reader
+from components.ingestion.raw import Layout, RawEpisode, Reader
 from components.ingestion.source import Source
+from components.ingestion.units import unit
 
 LOOKED_AT = 8  # episodes whose pictures are looked at
 SAMPLED, LAG_PICTURES = 9, 400  # pictures of each of their videos
-QUATERNION = re.compile(r"quat|^q[xyzw]$")
-LENGTH = re.compile(r"^(?:eef?_|tcp_|d)?[xyz]$|eef_position|width|_pos_[xyz]$")
-ANGLE = re.compile(r"joint|^q\d+$|^d?(?:roll|pitch|yaw)$|motor")
-SPEED = re.compile(r"vel")
 PICKLE = re.compile(r"\.(?:pkl|pickle|p|pt|pth|joblib)$", re.IGNORECASE)
 
 
@@ -51,6 +49,8 @@ class Inspection(BaseModel):
 
     uri: str
     format: str
+    state_from: list[str]  # columns, arrays or topics, by the names that a mapping takes
+    action_from: list[str]
     robot: str
     episodes: int
     looked_at: int
@@ -69,9 +69,15 @@ class Inspection(BaseModel):
     warnings: list[str]
 
 
-def inspect(uri: str, max_episodes: int, min_camera_share: float = 0.5) -> Inspection:
+def inspect(
+    uri: str,
+    max_episodes: int,
+    min_camera_share: float = 0.5,
+    mappings: Mapping[str, said.Said] | None = None,
+) -> Inspection:
     """Look at up to `max_episodes` of a source. UserError or DataError when there is none."""
     source = unlisted.opened(uri)
+    source.said = said.of(mappings or {}, source.name, uri)
     reader = formats.open_source(source, min_camera_share)
     chosen = _spread(reader.indices, max_episodes)
     pictured = set(_spread(chosen, LOOKED_AT))
@@ -118,6 +124,8 @@ def _describe(
     return Inspection(
         uri=uri,
         format=reader.format,
+        state_from=list(layout.taken[0]) if layout.taken else [],
+        action_from=list(layout.taken[1]) if layout.taken else [],
         robot=layout.robot_type,
         episodes=len(reader.indices),
         looked_at=len(seen),
@@ -127,8 +135,8 @@ def _describe(
         fps=layout.fps,
         measured_fps=round(1 / step_s, 3) if step_s > 0 else None,
         cameras=_cameras(shown),
-        state=_dimensions("state", names, seen),
-        action=_dimensions("action", layout.action_names, seen),
+        state=_dimensions("state", names, seen, layout),
+        action=_dimensions("action", layout.action_names, seen, layout),
         gripper_state=[name for name in names if GRIPPER.search(name)],
         gripper_action=[name for name in layout.action_names if GRIPPER.search(name)],
         end_effector=list(place[0]) if place else [],
@@ -137,33 +145,24 @@ def _describe(
     )
 
 
-def _dimensions(kind: str, names: tuple[str, ...], seen: list[Seen]) -> list[Dimension]:
+def _dimensions(
+    kind: str, names: tuple[str, ...], seen: list[Seen], layout: Layout
+) -> list[Dimension]:
+    units = dict(layout.units)
     lows = [item.lows[kind] for item in seen if kind in item.lows]
     highs = [item.highs[kind] for item in seen if kind in item.highs]
     if not lows:
         return []
     low, high = np.min(lows, axis=0), np.max(highs, axis=0)
     return [
-        Dimension(name=name, unit=unit(name, float(a), float(b)), low=float(a), high=float(b))
+        Dimension(
+            name=name,
+            unit=units.get(name) or unit(name, float(a), float(b)),
+            low=float(a),
+            high=float(b),
+        )
         for name, a, b in zip(names, np.nan_to_num(low), np.nan_to_num(high), strict=True)
     ]
-
-
-def unit(name: str, low: float, high: float) -> str:
-    """The SI unit that a name and the range of values speak for; empty where they do not."""
-    short, reach = name.lower(), max(abs(low), abs(high))
-    if QUATERNION.search(short):
-        return "1"
-    if GRIPPER.search(short) and not SPEED.search(short):
-        if low >= 0:
-            return "0..1" if 0.2 < high <= 1.1 else ""
-        return "-1..1" if low <= -0.5 and reach <= 1 else ""
-    if LENGTH.search(short):
-        return "m" if reach < 10 else ""
-    if ANGLE.search(short):
-        per_s = "/s" if SPEED.search(short) else ""
-        return f"rad{per_s}" if 0 < reach < 7 else f"deg{per_s}?" if 7 <= reach <= 400 else ""
-    return ""
 
 
 def _cameras(raw: RawEpisode | None) -> list[Camera]:

@@ -50,7 +50,7 @@ class Reader:
         self._kept: tuple[str, pa.Table | Problem] | None = None
         self._ordered: npt.NDArray[np.int64] | None = None  # episode_index of the kept file's rows
         self._videos = self._find_videos(info, min_camera_share)
-        self._rows = Rows.infer(info, (self._table(i) for i in self.indices))
+        self._rows = Rows.infer(info, (self._table(i) for i in self.indices), source.said)
         self.layout: Layout = metadata.layout(source, info, self._rows, tuple(sorted(self._videos)))
         self._found += metadata.claims(info, len(self.indices)) + self._rows.warnings
         self._found += declared.oddities(source, info, [])

@@ -46,10 +46,11 @@ def layout(source: Source, values: dict[str, Any], rows: Rows, cameras: tuple[st
     """What all episodes share."""
     return Layout(
         robot_type=str(values.get("robot_type") or "unknown"),
-        fps=float(values["fps"]),
+        fps=source.said.fps or float(values["fps"]),
         state_names=modality.names(source, "state", rows.state.names),
         action_names=modality.names(source, "action", rows.action.names),
         cameras=cameras,
+        taken=(rows.state.columns, rows.action.columns),
     )
 
 

@@ -23,6 +23,9 @@ class Layout:
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
     cameras: tuple[str, ...]  # feature names, `observation.images.<camera>`
+    units: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of dimensions, as said
+    limits: tuple[tuple[str, float, float], ...] = field(default=(), compare=False)  # of the state
+    taken: tuple[tuple[str, ...], ...] = field(default=(), compare=False)  # for state, for action
 
 
 @dataclass(frozen=True)

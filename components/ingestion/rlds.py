@@ -68,6 +68,7 @@ class Reader:
             state_names=self._state.names,
             action_names=self._action.names,
             cameras=tuple(sorted(self._cameras)),
+            taken=(self._state.columns, self._action.columns),
         )
 
     @property
@@ -197,7 +198,9 @@ class Reader:
                 and key in found
                 and (values := self._matrix(key, found[key])) is not None
             }
-            state, action = arrays.find("state", numeric), arrays.find("action", numeric)
+            said = self.source.said
+            state = arrays.find("state", numeric, said.state)
+            action = arrays.find("action", numeric, said.action)
             plain = ("steps/is_", "steps/reward", "steps/discount")
             keys = [key for key in numeric if not key.startswith(plain)]
             self._found += arrays.name_warnings(state, action)
@@ -235,6 +238,8 @@ class Reader:
 
     def _rate(self) -> float:
         """RLDS has no clock; a rate from the data set's name."""
+        if self.source.said.fps is not None:
+            return self.source.said.fps
         text = f"{self.source.name} {' '.join(list(self.source.listed)[:50])}".lower()
         for name, rate in RATES_HZ.items():
             if name in text:

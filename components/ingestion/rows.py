@@ -12,6 +12,7 @@ from components.ingestion import columns, declared
 from components.ingestion.columns import Signal
 from components.ingestion.raw import RawEpisode, relative_s
 from components.ingestion.reasons import Problem, Reason
+from components.ingestion.said import Said
 from components.packets import Span
 
 KNOWN = ("timestamp", "frame_index", "episode_index", "index", "task_index")
@@ -28,15 +29,15 @@ class Rows:
     starts_s: dict[int, float] = field(default_factory=dict)  # first timestamps as recorded
 
     @classmethod
-    def infer(cls, info: dict[str, Any], tables: Iterable[pa.Table | Problem]) -> Rows:
-        """Look at the first table that has rows."""
+    def infer(cls, info: dict[str, Any], tables: Iterable[pa.Table | Problem], said: Said) -> Rows:
+        """Look at the first table that has rows. UserError when it has not what is said."""
         features = info.get("features", {})
         readable = (t for t in tables if not isinstance(t, Problem) and t.num_rows)
         table = next(readable, None)
         if table is None:
             return cls(Signal((), (), ()), Signal((), (), ()))
-        state = columns.find("state", features, table)
-        action = columns.find("action", features, table)
+        state = columns.find("state", features, table, said.state)
+        action = columns.find("action", features, table, said.action)
         taken = {*state.columns, *action.columns, *KNOWN}
         left = [name for name in table.column_names if name not in taken]
         return cls(

@@ -50,6 +50,8 @@ def numbers(raw: RawEpisode, layout: Layout) -> dict[str, float]:
     for kind, signal in (("state", raw.state), ("action", raw.action)):
         if len(signal) and np.isfinite(signal).all():
             found[f"{kind}_moving"] = float((np.ptp(signal, axis=0) > 0).sum())
+    if layout.limits:
+        found["beyond_limits"] = _beyond_limits(raw.state, layout)
     if (late := _action_lag_s(raw)) is not None:
         found["action_lag_s"] = late
     if len(raw.state) > 2 * AROUND and np.isfinite(raw.state).all():
@@ -94,6 +96,15 @@ def _jump(state: Values, names: tuple[str, ...]) -> float:
         ratio = steps / np.maximum(around, width / len(values))
         worst = max(worst, float(np.where(steps > FAR * width, ratio, 0.0).max()))
     return worst
+
+
+def _beyond_limits(state: npt.NDArray[np.float32], layout: Layout) -> float:
+    """Values of the state outside declared limits."""
+    count = 0
+    for name, low, high in layout.limits:
+        values = state[:, layout.state_names.index(name)]
+        count += int(((values < low) | (values > high)).sum())
+    return float(count)
 
 
 def _action_lag_s(raw: RawEpisode) -> float | None:

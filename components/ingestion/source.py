@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, PrivateAttr, ValidationError
 
 from components.errors import DataError, UserError
 from components.ingestion import digests
+from components.ingestion.said import Said
 from components.outputs import sha256
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class Source(BaseModel):
     name: str
     objects: list[Object]
     aside: list[Aside] = []
+    said: Said = Field(default_factory=Said, exclude=True)  # `ingestion.mappings` of this source
     _memory: Memory | None = PrivateAttr(default=None)
 
     @property

@@ -17,7 +17,7 @@ from pydantic import BaseModel, Field
 
 from components import records, report
 from components.errors import DataError
-from components.ingestion import source, suites
+from components.ingestion import said, source, suites
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.suites import Change
 from components.outputs import whole_folder
@@ -47,6 +47,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         le=1,
         description="A camera that a smaller share of a source's episodes has is dropped; "
         "otherwise the episodes without it are kept aside.",
+    )
+    mappings: dict[str, said.Said] = Field(
+        description="Source (its address, or the last part of it) -> what is wrongly inferred: "
+        "robot, fps, state, action, state_names, action_names, gripper, cameras, units, limits "
+        "or task. `wamflow inspect` shows the names."
     )
     sampled_pictures: int = Field(
         ge=0,
@@ -92,11 +97,17 @@ def run(sources: Path, episodes: Path, quarantine: Path, *, config: Config) -> R
     UserError or DataError when the listing is wrong, a source is missing, changed, empty or of no
     known format, or when no episode passes. A bad episode is a row of quarantine.parquet.
     """
-    listed = source.load(sources)
+    listed = [_with(item, config) for item in source.load(sources)]
     looked = {"sampled": config.sampled_pictures, "in_a_row": config.lag_pictures}
     shards = Shards("ingestion", {**looked, **_libraries()})
     with shards.scratch() as scratch:
         return _run(listed, episodes, quarantine, config, shards, scratch)
+
+
+def _with(item: source.Source, config: Config) -> source.Source:
+    """The source with what params.yaml says of it."""
+    item.said = said.of(config.mappings, item.name, item.uri)
+    return item
 
 
 def _libraries() -> dict[str, str]:

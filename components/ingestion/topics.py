@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from components.ingestion import columns, pictures
+from components.ingestion import said as saying
 from components.ingestion.reasons import Problem, Reason
+from components.ingestion.said import Said
 
 EPOCH_NS = 10**18  # September 2001: an earlier log time is no time since 1970
 COMMAND = re.compile(
@@ -78,8 +80,8 @@ class Topic:
 class Roles(NamedTuple):
     """Which topics become what."""
 
-    state: str
-    action: str
+    state: tuple[str, ...]  # the first is the clock
+    action: tuple[str, ...]
     cameras: dict[str, str]  # canonical camera -> topic
     text: str | None
 
@@ -99,8 +101,12 @@ def survey(messages: Iterator[Message]) -> dict[str, Topic]:
     return found
 
 
-def roles(topics: dict[str, Topic]) -> Roles | None:
-    """State: joints measured for most of the recording; action: the commands. None without both."""
+def roles(topics: dict[str, Topic], said: Said) -> Roles | None:
+    """State: joints measured for most of the recording; action: the commands. None without both.
+
+    Topics that are said are taken instead; UserError lists what is there.
+    """
+    numeric = [name for name, topic in topics.items() if topic.kind in PREFERRED]
     whole_ns = max((topic.span_ns for topic in topics.values()), default=0)
     signals = {
         name: topic
@@ -109,11 +115,15 @@ def roles(topics: dict[str, Topic]) -> Roles | None:
     }
     states = {n: t for n, t in signals.items() if not COMMAND.search(n.lower())}
     commands = {n: t for n, t in signals.items() if COMMAND.search(n.lower())}
-    if not states or not commands:
+    state = saying.chosen("state", said.state, numeric) or ((_best(states),) if states else ())
+    action = saying.chosen("action", said.action, numeric) or (
+        (_best(commands),) if commands else ()
+    )
+    if not state or not action:
         return None
     cameras = {columns.camera(_camera(n)): n for n, t in topics.items() if t.kind == "picture"}
     text = next((n for n, t in sorted(topics.items()) if t.kind == "text"), None)
-    return Roles(_best(states), _best(commands), cameras, text)
+    return Roles(state, action, cameras, text)
 
 
 def _best(signals: dict[str, Topic]) -> str:
@@ -283,7 +293,8 @@ def oddities(recordings: list[dict[str, Topic]], chosen: Roles | None) -> list[s
 
 def _about_roles(topics: dict[str, Topic], chosen: Roles) -> list[str]:
     found = []
-    state, action = topics.get(chosen.state, Topic()), topics.get(chosen.action, Topic())
+    first, second = chosen.state[0], chosen.action[0]
+    state, action = topics.get(first, Topic()), topics.get(second, Topic())
     if {state.kind, action.kind} == {"joints"} and set(state.names) != set(action.names):
         found.append(
             f"joints of the state are {', '.join(state.names)}, of the commands "
@@ -292,10 +303,10 @@ def _about_roles(topics: dict[str, Topic], chosen: Roles) -> list[str]:
     rates = sorted(topic.rate_hz for topic in topics.values() if topic.rate_hz > 0)
     if rates and rates[-1] > 1.5 * rates[0]:
         found.append(
-            f"rates differ per topic, {rates[0]:.1f} to {rates[-1]:.0f} Hz: state {chosen.state} "
-            f"{state.rate_hz:.1f} Hz is the clock, commands {chosen.action} {action.rate_hz:.1f} Hz"
+            f"rates differ per topic, {rates[0]:.1f} to {rates[-1]:.0f} Hz: state {first} "
+            f"{state.rate_hz:.1f} Hz is the clock, commands {second} {action.rate_hz:.1f} Hz"
         )
-    taken = {chosen.state, chosen.action, chosen.text, *chosen.cameras.values()}
+    taken = {*chosen.state, *chosen.action, chosen.text, *chosen.cameras.values()}
     left = sorted(topics.keys() - taken)
     if left:
         shown = ", ".join(left[:5]) + (f" and {len(left) - 5} more" if len(left) > 5 else "")

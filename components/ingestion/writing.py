@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from components import lerobot, records
+from components.ingestion import embodiments
 from components.ingestion.groups import Groups, Limits, split
 from components.ingestion.measure import Facts
-from components.ingestion.raw import Reader
+from components.ingestion.raw import Layout, Reader
 
 
 @dataclass
@@ -65,8 +66,10 @@ def write(
 ) -> list[dict[str, Any]]:
     """Write all episodes and `manifest.parquet` to the existing folder `root`; return the rows."""
     rows: list[dict[str, Any]] = []
-    for folder, items in folders(accepted, readers).items():
-        layout = readers[items[0].facts.source].layout
+    grouped = folders(accepted, readers)
+    layouts: dict[str, Layout] = {}
+    for folder, items in grouped.items():
+        layout = layouts[folder] = readers[items[0].facts.source].layout
         writer = lerobot.Writer(
             root / folder,
             robot_type=layout.robot_type,
@@ -83,6 +86,7 @@ def write(
             writer.take(files, list(itertools.islice(tasks, len(files.lengths))))
         writer.close()
         rows += [_row(item, folder, index, readers, names) for index, item in enumerate(items)]
+    embodiments.write(root, layouts, {name: len(items) for name, items in grouped.items()})
     records.write(root / "manifest.parquet", rows, records.MANIFEST, sort_by="episode_id")
     return rows
 
