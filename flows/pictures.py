@@ -16,12 +16,12 @@ SHOWN_EPISODES = 4
 SHOWN_TRIALS = 4
 
 
-def markdown(stage: str, desc: str, worktree: Path, outcome: str) -> str:
-    """The stage's artifact: heading, picture, and the report's values."""
+def markdown(stage: str, desc: str, worktree: Path, outcome: str, links: str = "") -> str:
+    """The stage's artifact: heading, picture, links to its pages, and the report's values."""
     values = {k: v for k, v in report(worktree, stage).items() if v is not None}
     said = [v for v in values.values() if isinstance(v, str) and " " in v]
     table = _table({k: v for k, v in values.items() if v not in said})
-    parts = [f"## {stage}: {outcome}", desc, *said, _picture(stage, worktree), table]
+    parts = [f"## {stage}: {outcome}", desc, *said, links, _picture(stage, worktree), table]
     return "\n\n".join(part for part in parts if part)
 
 

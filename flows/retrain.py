@@ -23,7 +23,19 @@ from prefect.tasks import exponential_backoff
 
 from components import corrections, params
 from components.errors import WamflowError
-from flows import failures, graph, pictures, quiet, runners, snapshot, supervisor, values, workspace
+from flows import (
+    failures,
+    graph,
+    pictures,
+    quiet,
+    reports,
+    runners,
+    server,
+    snapshot,
+    supervisor,
+    values,
+    workspace,
+)
 from flows.graph import Stage
 from flows.progress import Progress
 from flows.workspace import Run
@@ -109,7 +121,8 @@ def run_stage(stage: Stage, run: Run, runner: runners.Setting) -> str:
         log = Progress(stage.name, logger.info)
         runners.choose(stage, runner)(stage, run, attempt=attempt, log=log)
         outcome = "ran"
-    text = pictures.markdown(stage.name, stage.desc, run.worktree, outcome)
+    links = reports.links(stage.name, run.worktree, server.announced_url(run.shared))
+    text = pictures.markdown(stage.name, stage.desc, run.worktree, outcome, links)
     create_markdown_artifact(text, key=stage.name.replace("_", "-"), description=stage.desc)
     return outcome
 

@@ -50,7 +50,7 @@ def reached(shared: Path, *, until_exit: bool = False) -> Iterator[str]:
     With `until_exit` a temporary one ends last in this process, after Prefect has sent it the logs
     and events that it sends at exit; to be entered before Prefect is imported.
     """
-    url = os.environ.get("PREFECT_API_URL") or _announced(shared)
+    url = os.environ.get("PREFECT_API_URL") or announced_url(shared)
     if url:
         os.environ["PREFECT_API_URL"] = url
         yield url
@@ -83,7 +83,7 @@ def _send_the_rest() -> None:
 @contextmanager
 def announced(shared: Path, port: int) -> Iterator[str]:
     """The server that people look at, on a fixed port; later runs find it. UserError when taken."""
-    if url := _announced(shared):
+    if url := announced_url(shared):
         raise UserError(f"{url.removesuffix('/api')}: this project's server is up already.")
     _refuse_taken(port)
     note = _note(shared)
@@ -127,7 +127,7 @@ def guarded(
             out.close()
 
 
-def _announced(shared: Path) -> str | None:
+def announced_url(shared: Path) -> str | None:
     """The API of a running `wamflow up`, if there is one."""
     try:
         url = str(json.loads(_note(shared).read_text())["url"])
@@ -213,7 +213,12 @@ def serve(project: Path, shared: Path, port: int) -> None:
     with announced(shared, port) as url:
         env = os.environ | {"PREFECT_API_URL": url}
         command = [sys.executable, "-m", "flows.serving"]
-        with guarded(command, env, None, SERVING_STOP_S) as process:
+        pages = [sys.executable, "-m", "flows.reports", str(port + 1), str(shared.parent / ".runs")]
+        log = shared / "prefect" / "reports.log"
+        with (
+            guarded(pages, env, log, STOP_S),
+            guarded(command, env, None, SERVING_STOP_S) as process,
+        ):
             print(f"Prefect is up: {url.removesuffix('/api')}  (Ctrl-C ends it)", flush=True)
             code = process.wait()
     if code:

@@ -197,6 +197,10 @@ def test_warnings_are_in_the_manifest_and_what_blocks_goes_aside(tmp_path: Path)
     }  # fmt: skip
     pages = list((tmp_path / "report/ingestion/data_docs/validations").rglob("*.html"))
     assert len(pages) == 1 and "black_share" in pages[0].read_text()
+    front = (tmp_path / "report/ingestion/index.html").read_text()
+    assert "https://" not in front and "clock_jump" in front
+    link = front.split('href="')[1].split('"')[0]
+    assert (tmp_path / "report/ingestion" / link) == pages[0]
 
 
 def test_a_suite_of_the_project_makes_a_warning_blocking(tmp_path: Path) -> None:

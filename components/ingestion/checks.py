@@ -8,7 +8,6 @@ Docs, with clocks) goes to the run's report folder. Nothing is sent anywhere.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import warnings
 from dataclasses import asdict, dataclass, field
@@ -129,7 +128,7 @@ def _context(report: Path) -> Any:
 
 
 def _run(context: Any, robot: str, table: pd.DataFrame, checks: list[Check]) -> Any:
-    slug = re.sub(r"[^A-Za-z0-9_-]+", "-", robot) or "unknown"
+    slug = scores.slug(robot)
     batch = (
         context.data_sources.add_pandas(slug)
         .add_dataframe_asset("facts")

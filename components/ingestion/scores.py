@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.ingestion import page
 from components.ingestion.measure import KNOWN
 from components.ingestion.suites import Check
 from components.outputs import write_json
@@ -29,12 +31,19 @@ def write(
     for robot, suite in sorted(suites.items()):
         ours = table[table["robot"] == robot]
         found[robot] = {
+            "page": slug(robot),
             "episodes": len(ours),
             "unreadable": int(ours["read_problem"].notna().sum()),
             "checks": {c.name: _check(c, ours, broken) for c in suite},
             "facts": {name: _distribution(ours[name].dropna()) for name in sorted(KNOWN)},
         }
     write_json(report / "scores.json", found)
+    page.write(report, found)
+
+
+def slug(robot: str) -> str:
+    """A robot's name in the names of files."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", robot) or "unknown"
 
 
 def _check(check: Check, ours: pd.DataFrame, broken: dict[int, dict[str, Check]]) -> dict[str, Any]:
@@ -46,6 +55,7 @@ def _check(check: Check, ours: pd.DataFrame, broken: dict[int, dict[str, Check]]
         "severity": check.severity,
         "rejects": count,
         "share": round(count / max(len(ours), 1), 4),
+        "distribution": _distribution(ours[check.fact].dropna()),
     }
 
 

@@ -1,0 +1,72 @@
+"""Pages of a run's report: linked from its artifact, served on loopback, nothing else is."""
+
+from __future__ import annotations
+
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import pictures, reports
+
+PAGE = "ingestion/index.html"
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for path in (tmp_path / "first/report" / PAGE, tmp_path / "first/secret.html"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"<h1>{path.name}</h1>")
+    (tmp_path / "first/report/out.html").symlink_to(tmp_path / "first/secret.html")
+    (tmp_path / "outside.html").write_text("outside")
+    return tmp_path
+
+
+@pytest.fixture
+def address(runs: Path) -> Iterator[str]:
+    with reports.server(0, runs) as served:
+        thread = threading.Thread(target=served.serve_forever)
+        thread.start()
+        yield f"http://{reports.HOST}:{served.server_address[1]}"
+        served.shutdown()
+        thread.join()
+
+
+def test_a_page_is_served_and_may_load_nothing_from_elsewhere(address: str) -> None:
+    with urllib.request.urlopen(f"{address}/first/{PAGE}") as answer:
+        assert answer.read() == b"<h1>index.html</h1>"
+        assert answer.headers["Content-Security-Policy"].startswith("default-src 'self'")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/",
+        "/first",
+        "/first/",
+        "/first/other/",
+        "/first/../secret.html",
+        "/first/%2e%2e/secret.html",
+        "/first/..%2fsecret.html",
+        "/../outside.html",
+        "/first/out.html",
+        "/%2e%2e/%2e%2e/etc/passwd",
+    ],
+)
+def test_nothing_else_is_served_or_listed(address: str, path: str) -> None:
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(address + path)
+    assert refused.value.code == 404
+    refused.value.close()
+
+
+def test_the_artifact_links_the_pages(runs: Path) -> None:
+    run = runs / "first"
+    linked = reports.links("ingestion", run, "http://127.0.0.1:4200/api")
+    assert linked == f"[How the checks went, with Data Docs](http://127.0.0.1:4201/first/{PAGE})"
+    assert linked in pictures.markdown("ingestion", "read", run, "ran", linked)
+    assert str(run / "report" / PAGE) in reports.links("ingestion", run, None)
+    assert reports.links("sampling", run, None) == "" == reports.links("ingestion", runs, None)
