@@ -189,9 +189,7 @@ class Episodes:
         self.root = root
         self.manifest = records.read(root / "manifest.parquet", records.MANIFEST)
         self.ids: list[str] = self.manifest["episode_id"].to_pylist()
-        self._rows: dict[str, dict[str, Any]] = {
-            row["episode_id"]: row for row in self.manifest.to_pylist()
-        }
+        self._places = {episode_id: place for place, episode_id in enumerate(self.ids)}
         self._sets: dict[str, _LeRobot] = {}
 
     def __len__(self) -> int:
@@ -206,9 +204,14 @@ class Episodes:
 
     def row(self, episode_id: str) -> dict[str, Any]:
         """The manifest's row of an episode. DataError when it has none."""
-        if episode_id not in self._rows:
+        if episode_id not in self._places:
             raise DataError(f"{self.root}: no episode {episode_id}; it has {len(self.ids)} others.")
-        return self._rows[episode_id]
+        rows: list[dict[str, Any]] = self.manifest.slice(self._places[episode_id], 1).to_pylist()
+        return rows[0]
+
+    def column(self, name: str) -> dict[str, Any]:
+        """One column of the manifest, by episode."""
+        return dict(zip(self.ids, self.manifest[name].to_pylist(), strict=True))
 
     def embodiment(self, name: str) -> _LeRobot:
         """The LeRobot data set of one embodiment."""
@@ -224,9 +227,11 @@ class _LeRobot:
         self.root, self.embodiment = root, embodiment
         self.info: dict[str, Any] = json.loads((root / "meta/info.json").read_text())
         files = sorted((root / "meta/episodes").rglob("*.parquet"))
-        table = pa.concat_tables([pq.read_table(f) for f in files])
-        self._episodes = {row["episode_index"]: row for row in table.to_pylist()}
-        tasks = pq.read_table(root / "meta/tasks.parquet").to_pydict()
+        self._places = pa.concat_tables([_placed(f) for f in files])
+        self._row_of = {
+            index: row for row, index in enumerate(self._places["episode_index"].to_pylist())
+        }
+        tasks = pq.ParquetFile(root / "meta/tasks.parquet").read().to_pydict()
         names = tasks.get("task") or tasks["__index_level_0__"]
         self.tasks: dict[int, str] = dict(zip(tasks["task_index"], names, strict=True))
         self._data: tuple[str, pa.Table] | None = None
@@ -238,7 +243,7 @@ class _LeRobot:
 
     def episode(self, index: int, episode_id: str) -> Episode:
         """Read the signals of one episode; video is only named, not opened."""
-        row = self._episodes[index]
+        (row,) = self._places.slice(self._row_of[index], 1).to_pylist()
         rows = self._table(row).filter(pc.field("episode_index") == index)
         features = self.info["features"]
         clips = {
@@ -275,8 +280,15 @@ class _LeRobot:
             chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
         )
         if self._data is None or self._data[0] != name:
-            self._data = (name, pq.read_table(self.root / name))
+            self._data = (name, pq.ParquetFile(self.root / name).read())
         return self._data[1]
+
+
+def _placed(path: Path) -> pa.Table:
+    """Where episodes lie; their statistics are most of the table, and left out."""
+    with pq.ParquetFile(path) as file:
+        names = [n for n in file.schema_arrow.names if not n.startswith("stats/")]
+        return file.read(columns=names)
 
 
 def _matrix(column: pa.ChunkedArray) -> Float:

@@ -138,7 +138,7 @@ def read(path: Path, schema: pa.Schema) -> pa.Table:
     if not path.is_file():
         raise DataError(f"{path}: no such file; run the stage that writes it.")
     try:
-        table = pq.read_table(path)
+        table = pq.ParquetFile(path).read()  # read_table imports pyarrow.dataset and pandas first
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{path}: not a readable Parquet file: {error}") from error
     missing = [name for name in schema.names if name not in table.column_names]

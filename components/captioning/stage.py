@@ -14,23 +14,29 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, Field, model_validator
 
 from components import corrections as overlay
 from components import outputs, records, report
 from components.captioning import corrected, questions, words
-from components.captioning.corrected import Row
 from components.captioning.kinematics import OPPOSITE
 from components.captioning.questions import Model
 from components.captioning.rows import Asked, Captioned, caption_rows, told
 from components.episodes import Episodes
-from components.shards import Shards, key
+from components.events_by_episode import EventsByEpisode
+from components.row_shards import PIECE, RowShards, encoded, plain, values
+from components.shards import key
 
 Said = dict[str, list[overlay.CaptionCorrection]]  # by episode
 Direction = Literal["forward", "back", "left", "right", "up", "down"]
 Level = Literal["task", "subtask", "action", "segment"]
-AT_ONCE = 512  # episodes after which what is done is kept
+MADE = pa.schema(  # and what a model's texts cost
+    [*records.CAPTIONS, ("input_tokens", pa.int64()), ("output_tokens", pa.int64())]
+)
+AT_ONCE = 2048  # episodes after which what is done is kept
 ASKED_AT_ONCE = 16  # where a model is asked about their events
 
 
@@ -143,52 +149,91 @@ def run(
     """
     said = overlay.read(corrections, overlay.CaptionCorrection)
     recordings = Episodes(episodes)
-    by_episode: dict[str, list[Row]] = defaultdict(list)
-    table = records.read(events / "events.parquet", records.EVENTS)
-    for row in table.sort_by("start_frame").to_pylist():
-        by_episode[row["episode_id"]].append(row)
+    by_episode = EventsByEpisode(records.read(events / "events.parquet", records.EVENTS))
     made = captioned(recordings, by_episode, said, config)
-    lines = [row for each in made.values() for row in each.rows]
-    lines.sort(key=lambda row: (row["event_id"], words.LEVELS.index(row["level"])))
     with outputs.whole_folder(captions) as out:
-        outputs.write_table(
-            out / "captions.parquet", pa.Table.from_pylist(lines, schema=records.CAPTIONS)
-        )
-    tasks = dict(zip(recordings.ids, recordings.manifest["task"].to_pylist(), strict=True))
-    return summary(made, tasks, people(said, by_episode, lines), config)
+        outputs.write_table(out / "captions.parquet", in_order(made))
+    return summary(made, recordings.column("task"), people(said, by_episode, made), config)
 
 
 def captioned(
-    recordings: Episodes, by_episode: dict[str, list[Row]], said: Said, config: Config
-) -> dict[str, Captioned]:
-    """Of each episode its captions; those made before of the same inputs come from the store."""
+    recordings: Episodes, by_episode: EventsByEpisode, said: Said, config: Config
+) -> pa.Table:
+    """Captions of all episodes (`MADE`); those made before of the same inputs come from the store.
+
+    Rows of an episode stand together, in time order, and carry its id as `piece`.
+    """
     model = model_of(config)
     template = questions.prompt(config.prompt) if model else ""
-    kept = Shards("captioning", _settings(config, model, template))
+    kept = RowShards("captioning", _settings(config, model, template))
     asked = Asked(model, template, kept) if model else None
-    names = {
-        i: key(
-            i,
-            recordings.row(i)["task"],
-            _columns(recordings, recordings.row(i)["embodiment"]),
-            of,
-            overlay.lines(said.get(i, [])),
-        )
-        for i, of in sorted(by_episode.items())
-    }
-    recalled = kept.recall(names.values())
-    found = {i: Captioned(**recalled[name]) for i, name in names.items() if name in recalled}
-    left = [i for i in names if i not in found]
+    names = _names(recordings, by_episode, said)
+    made = kept.recall_rows(names.values(), MADE)
+    done = set(values(made[PIECE])[0])
+    left = [i for i in by_episode if names[i] not in done]
     step = ASKED_AT_ONCE if asked else AT_ONCE
+    tables = [_renamed(made, {name: i for i, name in names.items()})]
     for some in (left[at : at + step] for at in range(0, len(left), step)):
         episodes = [told(recordings[i], by_episode[i], said.get(i, []), config) for i in some]
         new = dict(zip(some, caption_rows(episodes, config, asked), strict=True))
-        kept.keep({names[i]: vars(each) for i, each in new.items() if each.whole})
-        found |= new
-        print(f"captioning: {len(found)} of {len(names)} episodes", flush=True)
+        kept.keep_rows(_table({names[i]: each for i, each in new.items() if each.whole}))
+        tables.append(encoded(_table(new)))
+        print(f"captioning: {sum(map(_pieces, tables))} of {len(names)} episodes", flush=True)
     if model and (sent := model.sent()):
         outputs.write_json(report.folder("captioning") / "requests.json", sent)
-    return {i: found[i] for i in names}
+    return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+
+
+def _names(recordings: Episodes, by_episode: EventsByEpisode, said: Said) -> dict[str, str]:
+    """Of each episode the name of its captions in the store: all that they depend on."""
+    texts = by_episode.texts(*records.EVENTS.names)
+    tasks, embodiments = recordings.column("task"), recordings.column("embodiment")
+    if others := [i for i in texts if i not in tasks]:
+        recordings.row(others[0])  # says what is wrong
+    columns = {name: _columns(recordings, name) for name in {embodiments[i] for i in texts}}
+    return {
+        i: key(i, tasks[i], columns[embodiments[i]], text, overlay.lines(said.get(i, [])))
+        for i, text in texts.items()
+    }
+
+
+def _table(made: dict[str, Captioned]) -> pa.Table:
+    """`MADE` of some episodes' captions; what an episode cost stands in its first row."""
+    rows = [
+        {
+            **row,
+            PIECE: name,
+            "input_tokens": 0 if place else each.input_tokens,
+            "output_tokens": 0 if place else each.output_tokens,
+        }
+        for name, each in made.items()
+        for place, row in enumerate(each.rows)
+    ]
+    return pa.Table.from_pylist(rows, schema=pa.schema([pa.field(PIECE, pa.string()), *MADE]))
+
+
+def _renamed(made: pa.Table, names: dict[str, str]) -> pa.Table:
+    """The same with other names of the pieces."""
+    found, places = values(made[PIECE])
+    pieces = pa.DictionaryArray.from_arrays(
+        places, pa.array([names[f] for f in found], pa.string())
+    )
+    return made.set_column(made.column_names.index(PIECE), PIECE, pieces)
+
+
+def _pieces(made: pa.Table) -> int:
+    return len(values(made[PIECE])[0])
+
+
+def in_order(made: pa.Table) -> pa.Table:
+    """`records.CAPTIONS`, by event and level."""
+    events, of_event = values(made["event_id"])
+    levels, of_level = values(made["level"])
+    event_rank = np.argsort(np.argsort(np.array(events)))
+    level_rank = np.array([words.LEVELS.index(level) for level in levels], dtype=np.int64)
+    order = np.argsort(event_rank[of_event] * len(words.LEVELS) + level_rank[of_level])
+    table = made.select(records.CAPTIONS.names).take(pa.array(order))
+    return plain(table).cast(records.CAPTIONS)
 
 
 def _columns(recordings: Episodes, embodiment: str) -> tuple[str, list[str], list[str]]:
@@ -228,55 +273,74 @@ def model_of(config: Config) -> Model | None:
     return None
 
 
-def people(said: Said, by_episode: dict[str, list[Row]], lines: list[Row]) -> People:
+def people(said: Said, by_episode: EventsByEpisode, made: pa.Table) -> People:
     """What became of what people said."""
     here = {i: each for i, each in said.items() if i in by_episode}
     corrections = sum(map(len, said.values()))
+    theirs = made.filter(pc.equal(made["captioner"].cast(pa.string()), corrected.PERSON))
     return People(
         corrections=corrections,
-        captions=sum(row["captioner"] == corrected.PERSON for row in lines),
+        captions=theirs.num_rows,
         corrections_of_other_episodes=corrections - sum(map(len, here.values())),
         unplaced=sum(corrected.placed(by_episode[i], each)[1] for i, each in here.items()),
-        same_texts=corrected.same_share(lines),
+        same_texts=corrected.same_share(theirs.to_pylist()),
     )
 
 
-def summary(
-    made: dict[str, Captioned], tasks: dict[str, str], said: People, config: Config
-) -> Report:
-    """Counts for a person; `made` are the captions of each episode, `tasks` its sentence."""
-    sequences: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
-    for episode_id, each in made.items():
-        actions = tuple(row["text"] for row in each.rows if row["level"] == "action")
-        sequences[tasks[episode_id]][actions] += 1
-    usual = {task: found.most_common(1)[0] for task, found in sorted(sequences.items())}
-    lines = [row for each in made.values() for row in each.rows]
-    numbers = Counter(row["level"] for row in lines)
+def summary(made: pa.Table, tasks: dict[str, str], said: People, config: Config) -> Report:
+    """Counts for a person; `made` as `captioned` gives it, `tasks` each episode's sentence."""
+    actions = made.filter(pc.equal(made["level"].cast(pa.string()), "action"))
+    usual = usual_actions(actions, tasks)
+    numbers = counts(made["level"])
     fallbacks: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     flagged = 0
-    for checks, number in Counter(row["checks"] for row in lines).items():
+    for checks, number in counts(made["checks"]).items():
         verdicts = json.loads(checks)
         if reason := verdicts.pop("fallback", ""):
             fallbacks[reason] += number
         wrong = [verdict for verdict in verdicts.values() if verdict != "ok"]
         flagged += number * bool(wrong)
         flags.update(dict.fromkeys(wrong, number))
-    tokens = [sum(each.input_tokens for each in made.values())]
-    tokens += [sum(each.output_tokens for each in made.values())]
+    tokens = [pc.sum(made[name]).as_py() or 0 for name in ("input_tokens", "output_tokens")]
     cost = tokens[0] * config.input_usd_per_million + tokens[1] * config.output_usd_per_million
     return Report(
-        captions=len(lines),
+        captions=made.num_rows,
         levels={level: numbers[level] for level in words.LEVELS},
-        captioners=dict(sorted(Counter(row["captioner"] for row in lines).items())),
+        captioners=dict(sorted(counts(made["captioner"]).items())),
         flagged=flagged,
         flags=dict(sorted(flags.items())),
         fallbacks=dict(sorted(fallbacks.items())),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
         cost_usd=round(cost / 1e6, 6),
-        action_texts=len({row["text"] for row in lines if row["level"] == "action"}),
-        same_actions={t: round(n / sequences[t].total(), 4) for t, (_, n) in usual.items()},
-        usual_actions={task: list(actions) for task, (actions, _) in usual.items()},
+        action_texts=len(counts(actions["text"])),
+        same_actions={task: share for task, (_, share) in usual.items()},
+        usual_actions={task: list(texts) for task, (texts, _) in usual.items()},
         people=said,
     )
+
+
+def counts(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value of a dictionary column occurs."""
+    found, places = values(column)
+    numbers = np.bincount(places, minlength=len(found)).tolist()
+    return Counter({value: number for value, number in zip(found, numbers, strict=True) if number})
+
+
+def usual_actions(
+    actions: pa.Table, tasks: dict[str, str]
+) -> dict[str, tuple[tuple[str, ...], float]]:
+    """Of each task the most common row of actions and its share of the task's episodes.
+
+    `actions` are captions of the action level, an episode's together in time order.
+    """
+    by_episode: dict[str, list[str]] = defaultdict(list)
+    columns = (actions[name].to_pylist() for name in (PIECE, "text"))
+    for episode_id, text in zip(*columns, strict=True):
+        by_episode[episode_id].append(text)
+    sequences: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+    for episode_id, each in sorted(by_episode.items()):
+        sequences[tasks[episode_id]][tuple(each)] += 1
+    usual = {task: found.most_common(1)[0] for task, found in sorted(sequences.items())}
+    return {t: (row, round(n / sequences[t].total(), 4)) for t, (row, n) in usual.items()}
