@@ -36,7 +36,9 @@ def of_first_picture(span: Span) -> Stats | None:
     except (av.FFmpegError, IndexError, ValueError):
         return None
     stride = max(image.shape[0] // PICTURE_SIDE, 1)
-    stats = _of(image[::stride, ::stride].reshape(-1, 3) / 255.0)
+    pixels = image[::stride, ::stride].reshape(-1, 3)
+    counts = np.stack([np.bincount(channel, minlength=256) for channel in pixels.T], axis=1)
+    stats = _of_levels(counts)
     nested = {key: [[[value]] for value in values] for key, values in stats.items()}
     return {**nested, "count": [1]}
 
@@ -53,16 +55,42 @@ def _of(values: npt.NDArray[Any]) -> Stats:
     count = len(values)
     if not count:
         values = np.zeros((1, values.shape[1]), values.dtype)
+    ranked = np.sort(values, axis=0)  # once: as fast as one `np.quantile` of few
     exact = values.astype(np.float64)
-    quantiles = np.quantile(exact, list(QUANTILES.values()), axis=0)
     return {
-        "min": values.min(axis=0).tolist(),
-        "max": values.max(axis=0).tolist(),
+        "min": ranked[0].tolist(),
+        "max": ranked[-1].tolist(),
         "mean": exact.mean(axis=0).tolist(),
         "std": exact.std(axis=0).tolist(),
         "count": [count],
-        **{key: row.tolist() for key, row in zip(QUANTILES, quantiles, strict=True)},
+        **{key: _quantile(ranked, share).tolist() for key, share in QUANTILES.items()},
     }
+
+
+def _of_levels(counts: npt.NDArray[np.int64]) -> Stats:
+    """Of the 256 levels of N pixels, 0 to 1, by how many have each (256, D)."""
+    levels = np.arange(256)[:, None] / 255.0
+    mean = (counts * levels).sum(axis=0) / counts[:, 0].sum()
+    spread = (counts * (levels - mean) ** 2).sum(axis=0) / counts[:, 0].sum()
+    ranked = np.stack([np.repeat(levels[:, 0], column) for column in counts.T], axis=1)
+    return {
+        "min": ranked[0].tolist(),
+        "max": ranked[-1].tolist(),
+        "mean": mean.tolist(),
+        "std": np.sqrt(spread).tolist(),
+        **{key: _quantile(ranked, share).tolist() for key, share in QUANTILES.items()},
+    }
+
+
+def _quantile(ranked: npt.NDArray[Any], share: float) -> npt.NDArray[np.float64]:
+    """Of sorted (N, D), as `np.quantile` does by default, to the bit."""
+    place = share * (len(ranked) - 1)
+    below = int(place)
+    low, high = ranked[[below, min(below + 1, len(ranked) - 1)]].astype(np.float64)
+    part = place - below
+    if part >= 0.5:
+        return np.asarray(high - (high - low) * (1 - part))
+    return np.asarray(low + (high - low) * part)
 
 
 def _join(parts: list[Stats]) -> Stats:

@@ -35,6 +35,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/lerobot.py",
     "components/lerobot_files.py",
     "components/lerobot_stats.py",
+    "components/mp4.py",
     "components/normalisation.py",
     "components/outputs.py",
     "components/packets.py",

@@ -7,7 +7,13 @@ Formats: ITU-T H.264 (7.3.1, 7.4.1) in MP4 as ISO/IEC 14496-15 has it; AV1 speci
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
+
+Places = npt.NDArray[np.int64]
+
 H264_TYPES = range(1, 24)
+FEW = 8  # packets: fewer are looked at one by one
 AV1_TYPES = {1, 2, 3, 4, 5, 6, 7, 8, 15}
 
 
@@ -18,6 +24,54 @@ def is_whole(data: bytes, codec: str, extradata: bytes) -> bool:
     if codec == "av1":
         return _av1(data)
     return True
+
+
+def damaged(
+    data: npt.NDArray[np.uint8], sizes: npt.NDArray[np.int64], codec: str, extradata: bytes
+) -> int | None:
+    """The first of the packets that lie one behind the other in `data` that is not whole."""
+    ends = np.cumsum(sizes)
+    left = np.arange(len(sizes))
+    at = ends - sizes
+    if codec == "h264" and extradata[:1] == b"\x01" and len(extradata) > 4:
+        bad, left = _h264_all(data, at, ends, (extradata[4] & 3) + 1)
+        left = np.append(left, bad[:1])
+    elif codec != "av1":
+        return None
+    wrong = [n for n in left.tolist() if not is_whole(_cut(data, at, ends, n), codec, extradata)]
+    return min(wrong, default=None)
+
+
+def _cut(data: npt.NDArray[np.uint8], at: Places, ends: Places, number: int) -> bytes:
+    return data[at[number] : ends[number]].tobytes()
+
+
+def _h264_all(
+    data: npt.NDArray[np.uint8], starts: Places, ends: Places, prefix: int
+) -> tuple[Places, Places]:
+    """As `_h264`, a unit of all packets at a time: packets that are not whole, and those with so
+    many units that they are left to it."""
+    bad = np.zeros(len(starts), np.bool_)
+    pictures = np.zeros(len(starts), np.bool_)
+    left, at = np.arange(len(starts)), starts
+    while len(left) >= FEW:
+        end = ends[left]
+        short = at + prefix >= end
+        at = np.where(short, 0, at)
+        length = np.zeros(len(at), np.int64)
+        for place in range(prefix):
+            length = length << 8 | data[at + place]
+        head = data[at + prefix]
+        kind = head & 31
+        wrong = short | (length == 0) | (at + prefix + length > end) | (head & 0x80 > 0)
+        wrong |= (kind < H264_TYPES.start) | (kind >= H264_TYPES.stop)
+        bad[left[wrong]] = True
+        pictures[left] |= (kind == 1) | (kind == 5)
+        at = at + prefix + length
+        more = ~wrong & (at < end)
+        left, at = left[more], at[more]
+    bad[np.setdiff1d(np.flatnonzero(~pictures), left)] = True
+    return np.flatnonzero(bad), left
 
 
 def _h264(data: bytes, prefix: int) -> bool:

@@ -1,7 +1,7 @@
 """Measures one episode: what the checks compare with thresholds, and the digest that names it.
 
-Videos are walked packet by packet; a few pictures are decoded by seeking. Pure: the same episode
-gives the same facts, whatever else is in the source.
+Videos are read once, some megabytes at a time; a few pictures are decoded by seeking. Pure: the
+same episode gives the same facts, whatever else is in the source.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from components.ingestion import bitstream, lag, looks, signals
 from components.ingestion.looks import Packets
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Reason
-from components.packets import Shape, Span, frame_ticks, opened, walk
+from components.packets import Shape, Span, cut
 
 
 @dataclass
@@ -206,32 +206,23 @@ def _walk(span: Span, digest: hashlib._Hash) -> tuple[Packets, Shape, Encoded]:
 
     ValueError where a packet is damaged or there is none.
     """
-    shown: list[int] = []
-    keys: list[int] = []
-    times: list[tuple[int, int | None, int, bool, bool]] = []
-    before, size = hashlib.sha256(), 0
-    with opened(span.path) as container:
-        stream = container.streams.video[0]
-        shape = None
-        for packet, inside in walk(container, span):
-            shape = shape or Shape.of(stream)
-            data = bytes(packet)
-            if not bitstream.is_whole(data, shape.codec, shape.extradata):
-                raise ValueError(f"the packet of picture {len(shown)} is damaged")
-            if packet.is_keyframe:
-                keys.append(packet.pts)
-            times.append((packet.pts, packet.duration, len(data), packet.is_keyframe, inside))
-            size += len(data)
-            if inside:
-                shown.append(packet.pts)
-                digest.update(len(data).to_bytes(8, "big"))
-            (digest if inside else before).update(data)
-        shape = Shape.of(stream)
-        said = (shape, stream.time_base, frame_ticks(stream), times, before.hexdigest())
-    if not shown:
-        raise ValueError("no picture in the episode's span")
-    encoded = Encoded(size, _digest(shape), _digest(said))
-    return Packets(shown, keys), shape, encoded
+    before = hashlib.sha256()
+    with cut(span) as found:
+        track, inside, shape = found.track, found.inside, found.shape()
+        for first, end, data in found.blocks():
+            bad = bitstream.damaged(data, track.size[first:end], shape.codec, shape.extradata)
+            if bad is not None:
+                raise ValueError(f"the packet of picture {inside[: first + bad].sum()} is damaged")
+            (digest if inside[first] else before).update(data.data)
+    digest.update(np.append(track.size[inside], inside.sum()).astype(">u8").tobytes())
+    parameters = _digest((shape, track.matrix, track.entry))
+    said = hashlib.sha256(repr((parameters, found.time_base, found.frame_ticks)).encode())
+    for column in (track.pts, track.duration, track.size, track.key, inside):
+        said.update(column.tobytes())
+    said.update(before.digest())
+    encoded = Encoded(int(track.size.sum()), parameters, said.hexdigest())
+    packets = Packets(track.pts[inside].tolist(), track.pts[track.key].tolist())
+    return packets, shape, encoded
 
 
 def _digest(said: object) -> str:

@@ -82,20 +82,22 @@ def _jump(state: Values, names: tuple[str, ...]) -> float:
     cannot reach its top speed within one step and lose it in the next.
     """
     widths = np.ptp(state, axis=0)
-    worst = 0.0
-    for values, width, name in zip(state.T, widths, names, strict=True):
-        if GRIPPER.search(name) or TURNS.search(name) or width <= NARROW * widths.max():
-            continue
-        if len(np.unique(values)) <= SWITCH:
-            continue
-        steps = abs(np.diff(values))
-        for period in ROUND:
-            steps = np.where(abs(steps - period) < period / 10, abs(steps - period), steps)
-        padded = np.pad(steps, AROUND, mode="edge")
-        around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1), axis=1)
-        ratio = steps / np.maximum(around, width / len(values))
-        worst = max(worst, float(np.where(steps > FAR * width, ratio, 0.0).max()))
-    return worst
+    chosen = [
+        column
+        for column, (values, width, name) in enumerate(zip(state.T, widths, names, strict=True))
+        if not (GRIPPER.search(name) or TURNS.search(name) or width <= NARROW * widths.max())
+        and len(np.unique(values)) > SWITCH
+    ]
+    if not chosen:
+        return 0.0
+    steps, widths = abs(np.diff(state[:, chosen], axis=0)), widths[chosen]
+    for period in ROUND:
+        steps = np.where(abs(steps - period) < period / 10, abs(steps - period), steps)
+    padded = np.pad(steps, [(AROUND, AROUND), (0, 0)], mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * AROUND + 1, axis=0)
+    around = np.partition(windows, AROUND, axis=-1)[..., AROUND]  # medians
+    ratio = steps / np.maximum(around, widths / len(state))
+    return float(np.where(steps > FAR * widths, ratio, 0.0).max())
 
 
 def _beyond_limits(state: npt.NDArray[np.float32], layout: Layout) -> float:
