@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test install up clean
+.PHONY: demo test install up lerobot clean
 
 demo: install
 	@MUJOCO_GL=osmesa $(BIN)/wamflow demo
@@ -32,5 +32,15 @@ install: .venv/.installed .venv/.osmesa
 	else echo "Rendering needs one system library. Run this, then make again: sudo apt-get install libosmesa6"; exit 1; fi
 	@touch $@
 
+# The real lerobot package in an environment of its own: export WAMFLOW_LEROBOT_PYTHON=.venv-lerobot/bin/python
+lerobot: .venv-lerobot/.installed
+
+.venv-lerobot/.installed: tests/lerobot-package.txt constraints.txt
+	@$(PYTHON) -m venv --clear .venv-lerobot
+	@grep '^torch==' constraints.txt > .venv-lerobot/torch.txt
+	.venv-lerobot/bin/python -m pip install --quiet -r .venv-lerobot/torch.txt
+	.venv-lerobot/bin/python -m pip install --quiet --no-deps -r $<
+	@touch $@
+
 clean:
-	rm -rf .venv .runs .wamflow .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv .venv-lerobot .runs .wamflow .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -51,9 +51,10 @@ def joined(starts: npt.NDArray[np.int64], ends: npt.NDArray[np.int64]) -> Spans:
     return tuple(spans)
 
 
-def lay_out(jobs: Sequence[Job], timeout_s: float) -> int:
+def lay_out(jobs: Sequence[Job], timeout_s: float, processes: int | None = None) -> int:
     """Put the frames of every job at its target; how many episodes had to be decoded.
 
+    Decodes in `processes`, by default as many as there are cores.
     TemporaryError when no episode is done within `timeout_s`, or a decoding process is killed.
     """
     store = Shards("pretraining/frames", {})
@@ -65,18 +66,18 @@ def lay_out(jobs: Sequence[Job], timeout_s: float) -> int:
     ]
     with store.scratch() as folder:
         inside = [job._replace(target=folder / name) for name, job in new]
-        for done in _decoded(inside, timeout_s):
+        for done in _decoded(inside, timeout_s, processes):
             store.keep_file(new[done][0], inside[done].target)
             if not store.link(new[done][0], new[done][1].target):
                 inside[done].target.rename(new[done][1].target)
     return len(new)
 
 
-def _decoded(jobs: Sequence[Job], timeout_s: float) -> Iterator[int]:
-    """Decode in as many processes as there are cores; the index of each job as it is done."""
+def _decoded(jobs: Sequence[Job], timeout_s: float, processes: int | None) -> Iterator[int]:
+    """Decode all jobs; the index of each as it is done."""
     if not jobs:
         return
-    workers = min(len(jobs), os.cpu_count() or 1)
+    workers = min(len(jobs), processes or os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
         left = {pool.submit(decode, job): index for index, job in enumerate(jobs)}
         said = time.monotonic()
