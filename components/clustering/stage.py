@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from components.episodes import Episode, Episodes
     from components.shards import Shards
 
+SPAN = ["event_id", "episode_id", "start_frame", "end_frame", "start_s"]
 AT_ONCE = 1024  # episodes or texts after which what is done is kept
 
 
@@ -69,7 +70,8 @@ def run(episodes: Path, events: Path, captions: Path, clusters: Path, *, config:
     from components.episodes import Episodes
     from components.shards import Shards
 
-    rows = records.read(events / "events.parquet", records.EVENTS).sort_by("event_id").to_pylist()
+    table = records.read(events / "events.parquet", records.EVENTS).select(SPAN)
+    rows = table.sort_by("event_id").to_pylist()
     if not rows:
         raise DataError(f"{events}/events.parquet: no events; expected some. See data/quarantine.")
     said = _captions(captions / "captions.parquet", [row["event_id"] for row in rows])
@@ -109,12 +111,15 @@ def run(episodes: Path, events: Path, captions: Path, clusters: Path, *, config:
 def _captions(path: Path, event_ids: list[str]) -> list[dict[str, str]]:
     """Of each event its texts by level, all four. DataError names events that lack one."""
     texts: dict[str, dict[str, str]] = {}
-    for row in records.read(path, records.CAPTIONS).to_pylist():
-        texts.setdefault(row["event_id"], {})[row["level"]] = row["text"]
+    table = records.read(path, records.CAPTIONS)
+    columns = (table[name].to_pylist() for name in ("event_id", "level", "text"))
+    for event_id, level, text in zip(*columns, strict=True):
+        texts.setdefault(event_id, {})[level] = text
     levels = ("task", "subtask", "action", "segment")
     lacking = [
         f"{event_id} ({level})"
         for event_id in event_ids
+        if not all(map(texts.get(event_id, {}).get, levels))
         for level in levels
         if not texts.get(event_id, {}).get(level)
     ]
@@ -139,8 +144,9 @@ def _embed(texts: list[str], kept: Shards) -> Any:
         packed = {names[t]: _packed(v) for t, v in zip(some, embed(some), strict=True)}
         kept.keep(packed)
         found |= packed
-    vectors = {text: np.frombuffer(b64decode(found[name]), "<f4") for text, name in names.items()}
-    return np.stack([vectors[text] for text in texts]).reshape(len(texts), WIDTH)
+    vectors = np.stack([np.frombuffer(b64decode(found[name]), "<f4") for name in names.values()])
+    place = {text: number for number, text in enumerate(names)}
+    return vectors.reshape(-1, WIDTH)[[place[text] for text in texts]]
 
 
 def _packed(vector: Any) -> str:
@@ -157,8 +163,9 @@ def _describe(
     by_episode: dict[str, list[int]] = {}
     for index, row in enumerate(rows):
         by_episode.setdefault(row["episode_id"], []).append(index)
+    columns = _columns(episodes, list(by_episode))
     names = {
-        i: key("episode", i, with_pictures, _columns(episodes, i), [_span(rows[n]) for n in of])
+        i: key("episode", i, with_pictures, columns[i], [_span(rows[n]) for n in of])
         for i, of in by_episode.items()
     }
     found = kept.recall(names.values())
@@ -181,11 +188,17 @@ def _describe(
     return done, seen
 
 
-def _columns(episodes: Episodes, episode_id: str) -> Any:
-    """Embodiment and names of state and action. DataError for an episode that is not there."""
-    embodiment = episodes.row(episode_id)["embodiment"]
-    features = episodes.embodiment(embodiment).info["features"]
-    return embodiment, features["observation.state"]["names"], features["action"]["names"]
+def _columns(episodes: Episodes, ids: list[str]) -> dict[str, Any]:
+    """Of each episode embodiment and names of state and action. DataError for an unknown one."""
+    embodiments = episodes.column("embodiment")
+    if others := [i for i in ids if i not in embodiments]:
+        episodes.row(others[0])  # says what is wrong
+    named = {}
+    for embodiment in {embodiments[i] for i in ids}:
+        features = episodes.embodiment(embodiment).info["features"]
+        names = [features[signal]["names"] for signal in ("observation.state", "action")]
+        named[embodiment] = (embodiment, *names)
+    return {i: named[embodiments[i]] for i in ids}
 
 
 def _span(row: dict[str, Any]) -> list[Any]:

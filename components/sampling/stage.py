@@ -109,10 +109,13 @@ def _joined(inputs: dict[str, Path]) -> list[Row]:
         row["event_id"]: row
         for row in records.read(inputs["clusters"], records.CLUSTERS).to_pylist()
     }
+    said = records.read(inputs["captions"], records.CAPTIONS)
+    columns = (said[name].to_pylist() for name in ("event_id", "level", "text", "checks"))
+    flagged = {checks: _flagged(checks) for checks in said["checks"].unique().to_pylist()}
     verdicts = {
-        row["event_id"]: _flagged(row["checks"])
-        for row in records.read(inputs["captions"], records.CAPTIONS).to_pylist()
-        if row["level"] == "action" and row["text"]
+        event_id: flagged[checks]
+        for event_id, level, text, checks in zip(*columns, strict=True)
+        if level == "action" and text
     }
     for name, found in (("clusters", clusters), ("captions", verdicts)):
         if missing := [row["event_id"] for row in events if row["event_id"] not in found]:

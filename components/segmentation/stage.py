@@ -123,10 +123,9 @@ def machine(recordings: Episodes, config: Config) -> dict[str, dict[str, Any]]:
     Keys: `rows` (`records.EVENTS`), `finer` (control steps) and `finer_s` (their times, seconds).
     """
     kept = Shards("segmentation", config.model_dump() | {"weights": outputs.sha256(WEIGHTS)})
-    names = {
-        row["episode_id"]: key(row["episode_id"], columns(recordings, row["embodiment"]))
-        for row in recordings.manifest.to_pylist()
-    }
+    embodiments = recordings.column("embodiment")
+    signals = {name: columns(recordings, name) for name in set(embodiments.values())}
+    names = {i: key(i, signals[name]) for i, name in embodiments.items()}
     recalled = kept.recall(names.values())
     found = {i: recalled[name] for i, name in names.items() if name in recalled}
     for some in portions(recordings, [i for i in recordings.ids if i not in found]):
