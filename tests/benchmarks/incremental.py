@@ -1,6 +1,6 @@
 """What 5 % new episodes cost in each stage after ingestion; one JSON line last.
 
-`python -m tests.benchmarks.incremental [--episodes N] [--seed N] [--repeats N] [--stages A,B]`
+`python -m tests.benchmarks.incremental [--episodes N] [--seed N] [--repeats N]`
 makes N recordings of an arm that picks and places (16 rhythms, 96 x 96 video; every episode has
 places and noise of its own), runs the stages on the first 95 %, then on all of them, with the shard
 store of that first run and with an empty one. Of each stage: `full_s`, the empty store;
