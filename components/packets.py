@@ -31,7 +31,7 @@ Seconds = npt.NDArray[np.float64]
 Ticks = npt.NDArray[np.int64]
 
 TIME_BASE = Fraction(1, 90_000)  # of joined files; whole ticks for all usual rates
-BLOCK = 8 << 20  # bytes read at a time, and one packet
+BLOCK = 1 << 20  # bytes read at a time, and one packet: what a processor's cache holds
 MOST_COPIES = 4  # a scratch file is at most so many times its source
 DESCRIBED = {  # description of an MP4 -> codec, and the box with all its parameters
     b"avc1": ("h264", b"avcC"),
@@ -151,7 +151,7 @@ class Cut(NamedTuple):
             return Shape.of(video_stream(container))
 
     def blocks(self) -> Iterator[tuple[int, int, npt.NDArray[np.uint8]]]:
-        """Packets `first` to `end` (excluded) and their bytes, some megabytes at a time.
+        """Packets `first` to `end` (excluded) and their bytes, which the next block overwrites.
 
         What comes before the first packet inside ends a block.
         """
@@ -159,9 +159,13 @@ class Cut(NamedTuple):
         number = np.cumsum(size) // BLOCK
         new = np.flatnonzero(np.diff(number) > 0) + 1
         edges = np.unique(np.concatenate([[0, begun, len(size)], new])).tolist()
+        lengths = np.add.reduceat(size, edges[:-1]).tolist()
+        room = np.empty(
+            max(lengths), np.uint8
+        )  # one for all: fresh memory costs as much as reading
         with self.path.open("rb", buffering=0) as file:
-            for first, end in itertools.pairwise(edges):
-                data = np.empty(int(size[first:end].sum()), np.uint8)
+            for (first, end), length in zip(itertools.pairwise(edges), lengths, strict=True):
+                data = room[:length]
                 mp4.fill(data, file.fileno(), self.track.offset[first:end], size[first:end])
                 yield first, end, data
 

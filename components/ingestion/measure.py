@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from blake3 import blake3
 
 from components.ingestion import bitstream, lag, looks, signals
 from components.ingestion.looks import Packets
@@ -204,22 +205,24 @@ def _measure_length(facts: Facts, camera: str, raw: RawEpisode, fps: float, coun
 def _walk(span: Span, digest: hashlib._Hash) -> tuple[Packets, Shape, Encoded]:
     """Where a span's pictures are, and their shape; packets go into the digest as decoded.
 
+    By way of BLAKE3, which is two to three times as fast as SHA-256.
     ValueError where a packet is damaged or there is none.
     """
-    before = hashlib.sha256()
+    before, own = blake3(), blake3()
     with cut(span) as found:
         track, inside, shape = found.track, found.inside, found.shape()
         for first, end, data in found.blocks():
             bad = bitstream.damaged(data, track.size[first:end], shape.codec, shape.extradata)
             if bad is not None:
                 raise ValueError(f"the packet of picture {inside[: first + bad].sum()} is damaged")
-            (digest if inside[first] else before).update(data.data)
-    digest.update(np.append(track.size[inside], inside.sum()).astype(">u8").tobytes())
+            (own if inside[first] else before).update(data.data)
+    own.update(np.append(track.size[inside], inside.sum()).astype(">u8").tobytes())
+    digest.update(own.digest())
     parameters = _digest((shape, track.matrix, track.entry))
     said = hashlib.sha256(repr((parameters, found.time_base, found.frame_ticks)).encode())
     for column in (track.pts, track.duration, track.size, track.key, inside):
         said.update(column.tobytes())
-    said.update(before.digest())
+    said.update(before.digest() + own.digest())
     encoded = Encoded(int(track.size.sum()), parameters, said.hexdigest())
     packets = Packets(track.pts[inside].tolist(), track.pts[track.key].tolist())
     return packets, shape, encoded

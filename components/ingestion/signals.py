@@ -128,12 +128,12 @@ def _gripper_beyond(raw: RawEpisode, layout: Layout) -> float | None:
     """Values of measured and commanded grippers; None where there is none."""
     count, seen = 0, False
     for signal, names in ((raw.state, layout.state_names), (raw.action, layout.action_names)):
-        for column, name in enumerate(names):
-            if GRIPPER.search(name) and not TURNS.search(name) and np.isfinite(signal).all():
-                values = signal[:, column].astype(np.float64)
-                seen = True
-                if len(values):
-                    low, high = np.quantile(values, [0.02, 0.98])
-                    reach = max(high - low, 1e-6 + abs(high))
-                    count += int(((values < low - reach) | (values > high + reach)).sum())
+        own = [c for c, n in enumerate(names) if GRIPPER.search(n) and not TURNS.search(n)]
+        if own and np.isfinite(signal).all():
+            seen = True
+            values = signal[:, own].astype(np.float64)
+            if len(values):
+                low, high = np.quantile(values, [0.02, 0.98], axis=0)
+                reach = np.maximum(high - low, 1e-6 + abs(high))
+                count += int(((values < low - reach) | (values > high + reach)).sum())
     return float(count) if seen else None

@@ -9,7 +9,10 @@
   cache and store, as a flow's task runs it: interpreter, imports, hashing and checkout included.
 - `mb_per_s`, `copy_mb_per_s`: a data set of --large-mb of large packets, listed by a snapshot,
   through the stage (no picture decoded for checks), and a plain copy of the same files just before.
-  `small_*`: the smallest packets, `gr1-pick-place` of --data repeated to --small-mb.
+  `small_*`: the smallest packets, `gr1-pick-place` of --data repeated to --small-mb. Both sides
+  find the files in the page cache where they fit.
+  `ratio` is of the whole stage; `streams_ratio` of reading, digest and stream copy of the videos
+  alone; `*_cpu_ratio` are the same in seconds of processor, for a machine that others use too.
 - `peak_rss_mb`: of the process that ran the large one. `check_ms_per_episode`: what the checks that
   decode pictures add to measuring the real episodes that have videos.
 """
@@ -17,6 +20,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -29,6 +33,8 @@ from typing import Any
 
 import yaml
 
+from components.ingestion.measure import _walk
+from components.packets import Joiner, Span
 from flows import snapshot
 from tests import grown
 
@@ -51,6 +57,27 @@ def ingest(listing: Path, out: Path, **changed: Any) -> tuple[Any, float]:
     return report, time.perf_counter() - start
 
 
+class Spent:
+    """Seconds by the clock and of the processor that calls of a function took."""
+
+    wall_s = cpu_s = 0.0
+
+    @classmethod
+    def around(cls, function: Any) -> tuple[Spent, Any]:
+        """What is spent, and the function that counts it."""
+        spent = cls()
+
+        def counted(*args: Any, **named: Any) -> Any:
+            wall_s, cpu_s = time.perf_counter(), time.process_time()
+            try:
+                return function(*args, **named)
+            finally:
+                spent.wall_s += time.perf_counter() - wall_s
+                spent.cpu_s += time.process_time() - cpu_s
+
+        return spent, counted
+
+
 def in_process(listing: Path, out: Path, store: Path, **changed: Any) -> dict[str, float]:
     """Seconds and peak memory of the stage in a process of its own, imports left out."""
     code = (
@@ -58,9 +85,14 @@ def in_process(listing: Path, out: Path, store: Path, **changed: Any) -> dict[st
         "from components.ingestion import checks, formats, groups, writing\n"
         "from tests.benchmarks.ingestion import ingest\n"
         "listing, out, changed = map(str, sys.argv[1:4])\n"
-        "report, seconds = ingest(Path(listing), Path(out), **json.loads(changed))\n"
+        "from tests.benchmarks.ingestion import Spent\n"
+        "judging, checks.validate = Spent.around(checks.validate)\n"
+        "all, ingest = Spent.around(ingest)\n"
+        "report, _ = ingest(Path(listing), Path(out), **json.loads(changed))\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "print(json.dumps({'seconds': seconds, 'rss_mb': peak, 'episodes': report.episodes}))"
+        "print(json.dumps({'seconds': all.wall_s, 'cpu_s': all.cpu_s, 'rss_mb': peak,\n"
+        "  'checks_s': judging.wall_s, 'checks_cpu_s': judging.cpu_s,\n"
+        "  'episodes': report.episodes}))"
     )
     env = grown.threads_pinned() | {"WAMFLOW_STORE": str(store), "WAMFLOW_REPORT": str(out / "r")}
     command = [sys.executable, "-c", code, str(listing), str(out), json.dumps(changed)]
@@ -188,15 +220,48 @@ def through(work: Path, source: Path) -> dict[str, float]:
     time.sleep(snapshot.SETTLED_S + 1)  # a snapshot remembers no digest of a younger file
     listing = snapshot.write([str(source)], work, work / "sources.json", store)
     size = sum(p.stat().st_size for p in source.rglob("*") if p.is_file()) / 1e6
-    start = time.perf_counter()
-    shutil.copytree(source, work / "copy")
-    copy_s = time.perf_counter() - start
+    copy, copytree = Spent.around(shutil.copytree)
+    copytree(source, work / "copy")
     shutil.rmtree(work / "copy")
     run = in_process(listing, work / "out", store, sampled_pictures=0, lag_pictures=0)
     shutil.rmtree(work / "out")
     shutil.rmtree(store)
-    say(f"{size:.0f} MB in {run['seconds']:.1f} s, plain copy {copy_s:.1f} s, {run}")
-    return {"mb_per_s": size / run["seconds"], "copy_mb_per_s": size / copy_s, **run}
+    say(f"{size:.0f} MB, plain copy {copy.wall_s:.1f} s ({copy.cpu_s:.1f} s of processor), {run}")
+    return {
+        "mb_per_s": size / run["seconds"],
+        "copy_mb_per_s": size / copy.wall_s,
+        "ratio": copy.wall_s / run["seconds"],
+        "cpu_ratio": copy.cpu_s / run["cpu_s"],
+        **streams(work, source),
+        **run,
+    }
+
+
+def streams(work: Path, source: Path) -> dict[str, float]:
+    """Reading, digest and stream copy of the videos by themselves, against plain copies."""
+    videos = sorted(source.rglob("*.mp4"))
+    (work / "videos").mkdir()
+    copy, copyfile = Spent.around(shutil.copyfile)
+    taken, take = Spent.around(taken_over)
+    for number, video in enumerate(videos):
+        copyfile(video, work / f"videos/{number}")
+    shutil.rmtree(work / "videos")
+    take(videos, work / "joined")
+    shutil.rmtree(work / "joined")
+    return {
+        "streams_ratio": copy.wall_s / taken.wall_s,
+        "streams_cpu_ratio": copy.cpu_s / taken.cpu_s,
+    }
+
+
+def taken_over(videos: list[Path], target: Path) -> None:
+    """What the stage does with the videos of good episodes when it decodes none."""
+    for video in videos:
+        _walk(Span(video), hashlib.sha256())
+    joiner = Joiner(lambda number: target / f"{number}.mp4", config().video_file_mb * 1_000_000)
+    for video in videos:
+        joiner.append(Span(video))
+    joiner.close()
 
 
 def checks_ms(data: Path, work: Path) -> float:
@@ -240,7 +305,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--large-mb", type=int, default=5000)
-    parser.add_argument("--small-mb", type=int, default=300)
+    parser.add_argument("--small-mb", type=int, default=1000)
     parser.add_argument("--only", choices=["real", "bad", "growing", "flow", "large", "small"])
     parser.add_argument("--scratch", type=Path, default=None, help="a folder with room for files")
     given = parser.parse_args()
@@ -274,12 +339,11 @@ def measured(given: argparse.Namespace, work: Path) -> dict[str, Any]:
         size = sum(p.stat().st_size for p in gr1.rglob("*.mp4")) / 1e6
         source = grown.repeated(gr1, work / "small/gr1", max(round(given.small_mb / size), 1))
         run = through(work / "small", source)
-        found |= {f"small_{k}": round(v, 1) for k, v in run.items()}
-        found["small_ratio"] = round(run["mb_per_s"] / run["copy_mb_per_s"], 3)
+        found |= {f"small_{k}": round(v, 3) for k, v in run.items()}
     if wanted("large"):
         run = through(work / "large", large(work / "large/noise", given.large_mb, given.seed))
         found |= {k: round(run[k], 1) for k in ("mb_per_s", "copy_mb_per_s")}
-        found["large_ratio"] = round(run["mb_per_s"] / run["copy_mb_per_s"], 3)
+        found |= {f"large_{k}": round(run[k], 3) for k in run if k.endswith("ratio")}
         found["peak_rss_mb"] = round(run["rss_mb"], 1)
     return found
 
