@@ -278,7 +278,7 @@ def test_corrections_survive_other_parameters(tiny: Path) -> None:
         said("move", [3.0, 3.7, 4.5], ["motion", "release"]),
     ]
     _, machine = cut(tiny, [])
-    assert [row["start_s"] for row in machine] == pytest.approx([0, 1, 2, 3, 4], abs=0.16)
+    assert [row["start_s"] for row in machine] == pytest.approx([0, 1, 2, 3, 4], abs=0.05)
     for index, values in enumerate(
         ({}, {"cut_price": 0.9}, {"min_event_s": 1.0}, {"min_event_s": 0.3})
     ):

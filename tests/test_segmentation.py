@@ -24,7 +24,7 @@ from components.segmentation import gripper, stage
 from components.segmentation.boundaries import Event, Limits, cut, cut_all
 from components.segmentation.flat import Flat
 from components.segmentation.gripper import Transition
-from components.segmentation.partition import Candidate, best, shortened
+from components.segmentation.partition import Candidate, best, shortened, within
 from tests import made_episodes as made
 
 VALUES = params.load(Path(__file__).parents[1] / "params.yaml")
@@ -97,11 +97,8 @@ def test_units_do_not_matter(episode: Episode, factor: float) -> None:
 def test_known_change_points_are_found_at_any_rate(fps: float) -> None:
     episode = made.pick_and_place(fps)
     events = cut(episode, LIMITS)
-    found = starts_s(episode, events)
-    for change_s in (1.0, 2.0, 4.0):  # closes, moves on, opens
-        assert min(abs(change_s - at) for at in found) <= 0.15
-    assert len(found) <= 4  # and perhaps where it turns, at 3 s
-    assert [e.kind for e in events if e.kind != "motion"] == ["grasp", "release"]
+    np.testing.assert_allclose(starts_s(episode, events), [1.0, 2.0, 3.0, 4.0], atol=0.051)
+    assert [e.kind for e in events] == ["motion", "grasp", "motion", "motion", "release"]
 
 
 def test_evidence_names_the_signals_that_changed() -> None:
@@ -110,6 +107,8 @@ def test_evidence_names_the_signals_that_changed() -> None:
     assert events[1].votes["gripper_command"] == events[-1].votes["gripper_command"] == 1.0
     assert "gripper_command" not in events[2].votes
     assert events[2].votes["rest"] == 1.0  # the arm waited for its gripper
+    assert "gripper_command" not in events[3].votes
+    assert events[3].votes["direction_change"] >= 0.4  # a right angle
 
 
 @pytest.mark.parametrize("noise_m", [0.0002, 0.001])
@@ -121,9 +120,9 @@ def test_noise_moves_no_boundary_and_adds_none(noise_m: float) -> None:
         noisy = dataclasses.replace(quiet, state=shaken)
         found = starts_s(noisy, cut(noisy, LIMITS))
         known = starts_s(quiet, cut(quiet, LIMITS))
-        turn_s = 3.0  # a change, too, that may or may not be worth a cut
-        for ours, theirs in ((known, found), (found, known)):
-            assert all(min(abs(at - other) for other in [*theirs, turn_s]) <= 0.1 for at in ours)
+        if noise_m == 0.001 and len(found) == 3:
+            known.pop(2)  # 1 mm at 80 Hz is 11 cm/s beside the arm's 20: the turn may drown in it
+        np.testing.assert_allclose(found, known, atol=0.1)
 
 
 @pytest.mark.parametrize("noise_m", [0.0, 1e-4])
@@ -171,13 +170,18 @@ def test_the_best_cuts_gain_most_of_all() -> None:
             for i, (t, g) in enumerate(zip(times, rng.normal(0.2, 0.5, 11), strict=True))
         ]
 
-        def gain(chosen: tuple[Candidate, ...]) -> float:
+        def gain(chosen: tuple[Candidate, ...], most: int) -> float:
             marks = [0.0, *(c.time_s for c in chosen), 12.0]
             apart = all(b - a >= 2.0 for a, b in itertools.pairwise(marks))
-            return sum(c.gain for c in chosen) if apart else -np.inf
+            return sum(c.gain for c in chosen) if apart and len(chosen) <= most else -np.inf
 
         every = [c for n in range(6) for c in itertools.combinations(places, n)]
-        assert best(places, 0.0, 12.0, 2.0) == [c.step for c in max(every, key=gain)]
+        clock = np.array([0.0, *times, 12.0])
+        shifted = [c._replace(step=c.step + 1) for c in places]
+        allowed = within(shifted, [(0, 12)], clock, 2.0)
+        for most in (1, 2, 3, 6):
+            wanted = max(every, key=lambda chosen: gain(chosen, most))
+            assert best(allowed, 2.0, most) == [c.step + 1 for c in wanted]
 
 
 @settings(max_examples=60, deadline=None)
@@ -335,16 +339,16 @@ def turns_s(episode: Episode, raw: npt.NDArray[np.float32]) -> list[float]:
 @pytest.mark.parametrize("name", GRIPPERS)
 def test_a_real_gripper_is_never_far_from_a_boundary(name: str) -> None:
     episodes = made.real(name)
-    events = seen = 0
+    seen = 0
     for episode, found in zip(episodes, cut_all(episodes, LIMITS), strict=True):
         edges = [0.0, *starts_s(episode, found), episode.duration_s]
         turns = [at for raw in GRIPPERS[name](episode) for at in turns_s(episode, raw)]
         for turn in turns:
             assert min(abs(turn - s) for s in edges) <= 0.25
-        events, seen = events + len(found), seen + len(turns)
+        seen += len(turns)
+        assert len(found) <= 3 * len(turns) + 1
         assert sum(e.kind in ("grasp", "release") for e in found) >= min(len(turns), 2)
     assert seen >= 2 * len(episodes)
-    assert events <= 3 * seen + len(episodes)
 
 
 def test_a_real_robot_that_does_not_move_is_idle() -> None:

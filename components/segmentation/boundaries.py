@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,17 @@ from components.segmentation import evidence, video
 from components.segmentation.evidence import Fusion, Single
 from components.segmentation.flat import Array, Flat, Index, Mask
 from components.segmentation.gripper import Transition, levels, transitions
-from components.segmentation.partition import EXACT_S, Candidate, best, peaks, shortened
+from components.segmentation.partition import EXACT_S, Candidate, best, peaks, shortened, within
 from components.segmentation.rest import dwells, rests, still
-from components.segmentation.signals import motion_traces, position
+from components.segmentation.signals import motion_traces
 
 SMALLEST_VOTE = 0.1
-NEAR_TRANSITION_S = 0.15  # a cut this near to a gripper transition is the transition's
+SHARPNESS = f"velocity:{evidence.SPANS[0]}"
+NEAR_TRANSITION_S = 0.2  # a cut this near to a gripper transition is the transition's
+SHARP = 0.6  # of the brisk speed: where the velocity changes by more at once, there is the cut
+CORNER = 1.0  # a right angle is 1.4, a sudden stop 1
+CORNER_CHANCE = 0.4  # of sharp corners so many are changes on the development tasks (LOG.md)
+EVENTS_PER_TRANSITION = 3  # a subtask, from one gripper transition to the next, has few actions
 FINER = 0.5  # of the price of an event's cut is a segment's
 BATCH_ROWS = 65536  # control steps that go through together
 
@@ -60,6 +66,7 @@ class Evidence(NamedTuple):
     reach: Array  # (E,)
     crossing_s: Array  # (E,)
     chance: Array  # (M,)
+    sharp: Array  # (M,), change of velocity, brisk speed 1
     still: Mask  # (M,)
     gripper: list[list[Transition]]
 
@@ -111,10 +118,13 @@ def weigh(
 ) -> Evidence:
     """The chance of a boundary at every control step of a batch."""
     measured, commanded = levels(batch, True), levels(batch, False)
-    place, _ = position(batch)
     traces = motion_traces(batch)
     numbers = traces.numbers | evidence.gripper_traces(batch, traces.crossing, measured, commanded)
-    contrasts = evidence.contrasts(batch, traces._replace(numbers=numbers))
+    contrasts = evidence.contrasts(
+        batch,
+        traces._replace(numbers=numbers),
+        evidence.whereabouts(batch, traces, measured, commanded),
+    )
     signals = learned.signals.standard(contrasts)
     odds = learned.signals.logits(batch, signals, contrasts.reach)
     standard = None
@@ -124,13 +134,16 @@ def weigh(
         looks = evidence.contrasts(batch, traces._replace(numbers=numbers, vectors=vectors))
         standard = learned.video.standard(looks)
         odds = learned.fused(odds, learned.video.logits(batch, standard, looks.reach))
+    sharp = contrasts.values[:, contrasts.names.index(SHARPNESS)]
+    chance = evidence.smoothed(batch, evidence.chance(odds), contrasts.reach)
     return Evidence(
         signals,
         standard,
         contrasts.reach,
         traces.crossing * batch.step_s,
-        evidence.smoothed(batch, evidence.chance(odds), contrasts.reach),
-        still(batch, place, limits.min_event_s),
+        np.maximum(chance, CORNER_CHANCE * (sharp > CORNER)),
+        sharp,
+        still(batch, traces.place, limits.min_event_s),
         transitions(batch, measured, commanded),
     )
 
@@ -156,62 +169,97 @@ def pieces_of(batch: Flat, found: Evidence, k: int, limits: Limits, learned: Fus
             limits.min_event_share * found.crossing_s[k], limits.min_event_s, limits.max_event_s / 2
         )
     )
-    edges = [step for run in idle for step in run]
-    edges += dwells(found.still[own], times, gripper, least_s, limits.min_event_s)
-    musts, reasons, moved = anchors(times, chances, gripper, edges, limits.min_event_s, least_s)
-    room = (times >= times[0] + least_s - EXACT_S) & (times <= times[-1] - least_s + EXACT_S)
-    tops = peaks(np.where(room, chances, 0.0), max(int(found.reach[k] / 2), 1))
-    tops = tops[chances[tops] > FINER * limits.cut_price]
-    places = [
-        Candidate(p, float(times[p]), float(chances[p]) - limits.cut_price) for p in tops.tolist()
-    ]
-    last = len(times) - 1
-    spans = list(zip([0, *musts], [*musts, last], strict=True))
-    spans = [(a, b) for a, b in spans if not rests_here(idle, a, b)]  # a rest is left whole
-    free: list[int] = []
-    for a, b in spans:
-        between = [c for c in places if a < c.step < b]
-        free += best(between, float(times[a]), float(times[b]), least_s)
     crossings = (times[-1] - times[0]) / max(found.crossing_s[k], 1e-9)
-    left = max(learned.most_cuts(crossings) - len(musts), 0)
-    free = sorted(free, key=lambda step: (-chances[step], step))[:left]
-    cuts = sorted([*musts, *free])
-    for a, b in spans:
-        inner = [step - a for step in cuts if a < step < b]
-        further = shortened(
-            inner, chances[a : b + 1], times[a : b + 1], limits.min_event_s, limits.max_event_s
-        )
-        reasons |= {a + step: {"length": 1.0} for step in further}
-        cuts += [a + step for step in further]
+    usual = learned.most_cuts(crossings)
+    most = EVENTS_PER_TRANSITION * len(gripper) or max(usual, 2 * len(idle))  # cuts in all
+    edges = [step for run in sorted(idle, key=lambda r: r[0] - r[1]) for step in run]
+    edges += dwells(found.still[own], times, gripper, least_s, limits.min_event_s)
+    sharp, side = found.sharp[own], round(found.reach[k])
+    edges = [corner(step, sharp, step - side, step + side + 1) for step in edges]
+    musts, reasons, moved = anchors(
+        times, chances, sharp, side, gripper, edges, limits.min_event_s, least_s, most
+    )
+    room = (times >= times[0] + least_s - EXACT_S) & (times <= times[-1] - least_s + EXACT_S)
+    tops = peaks(
+        np.where(room, chances, 0.0), max(int(found.reach[k] / 2), 1), FINER * limits.cut_price
+    )
+    inner = np.flatnonzero(room)
+    gains: dict[int, float] = {}
+    for p in tops[np.argsort(chances[tops], kind="stable")].tolist():
+        low, stop = max(p - side, int(inner[0])), min(p + side, int(inner[-1])) + 1
+        gains[corner(p, sharp, low, stop)] = float(chances[p])
+    places = [Candidate(p, float(times[p]), gains[p] - limits.cut_price) for p in sorted(gains)]
+    last = len(times) - 1
+    spans = [
+        (a, b) for a, b in pairwise([0, *musts, last]) if not rests_here(idle, a, b)
+    ]  # a rest is left whole
+    open_places = within(places, spans, times, least_s)
+    left = max(most - len(musts), 0)
+    while True:  # what the longest event asks for wins; likely changes yield to it
+        free = best(open_places, least_s, left)
+        further = too_long(times, chances, spans, sorted([*musts, *free]), limits)
+        left = len(free) - 1
+        if left < 0 or len(musts) + len(free) + len(further) <= most:
+            break
+    reasons |= {step: {"length": 1.0} for step in further}
+    cuts = [*musts, *free, *further]
     cuts.sort()
-    finer: list[int] = []
-    for a, b in zip([0, *cuts], [*cuts, last], strict=True):
-        if not rests_here(idle, a, b):
-            between = [
-                Candidate(p, float(times[p]), float(chances[p]))
-                for p in tops[(tops > a) & (tops < b)].tolist()
-            ]
-            finer += best(between, float(times[a]), float(times[b]), limits.min_event_s)
+    halves = [Candidate(c.step, c.time_s, c.gain + limits.cut_price) for c in places]
+    marks = [0, *cuts, last]
+    parts = [(a, b) for a, b in pairwise(marks) if not rests_here(idle, a, b)]
+    finer = best(within(halves, parts, times, limits.min_event_s), limits.min_event_s)
     return Pieces(cuts, reasons, idle, moved, finer)
+
+
+def corner(step: int, sharp: Array, low: int, high: int) -> int:
+    """Where the velocity changes most at once, from `low` to before `high`; else the step."""
+    low = max(low, 0)
+    if low >= min(high, len(sharp)):
+        return step
+    top = low + int(sharp[low:high].argmax())
+    return top if sharp[top] > SHARP else step
+
+
+def too_long(
+    times_s: Array, chances: Array, spans: list[tuple[int, int]], cuts: list[int], limits: Limits
+) -> list[int]:
+    """Further cuts, so that no event within `spans` exceeds the longest."""
+    found: list[int] = []
+    for a, b in spans:
+        if times_s[b] - times_s[a] > limits.max_event_s:
+            inner = [step - a for step in cuts if a < step < b]
+            own = slice(a, b + 1)
+            found += [
+                a + step
+                for step in shortened(
+                    inner, chances[own], times_s[own], limits.min_event_s, limits.max_event_s
+                )
+            ]
+    return found
 
 
 def rests_here(idle: list[tuple[int, int]], a: int, b: int) -> bool:
     """Whether most of control steps `a` to `b` is rest."""
-    return 2 * sum(max(0, min(b, stop) - max(a, start)) for start, stop in idle) > b - a
+    return (
+        bool(idle) and 2 * sum(max(0, min(b, stop) - max(a, start)) for start, stop in idle) > b - a
+    )
 
 
 def anchors(
     times_s: Array,
     chances: Array,
+    sharp: Array,
+    side: int,
     gripper: list[Transition],
     edges: list[int],
     min_s: float,
     least_s: float,
+    most: int,
 ) -> tuple[list[int], dict[int, dict[str, float]], dict[int, Transition]]:
     """Cuts that must be; why each; and what transition each has, if any.
 
     A transition's cut is where a boundary is likeliest nearby; then come the `edges` of rests.
-    Transitions are `min_s` apart or more, edges `least_s` from all else.
+    Transitions are `min_s` apart or more, edges `least_s` from all else; `most` in all.
     """
     kept: list[int] = []
     reasons: dict[int, dict[str, float]] = {}
@@ -231,10 +279,13 @@ def anchors(
         low, high = np.searchsorted(times_s, [at - NEAR_TRANSITION_S, at + NEAR_TRANSITION_S])
         low, high = min(int(low), each.frame), max(int(high), each.frame + 1)
         likeliest = low + int(chances[low:high].argmax())
+        likeliest = corner(
+            likeliest, sharp, max(low, likeliest - side), min(high, likeliest + side + 1)
+        )
         spot = next((s for s in (likeliest, each.frame) if keep(s, each.signal, min_s)), each.frame)
         moved.setdefault(spot, each)
     for edge in edges:
-        if edge < len(times_s):
+        if edge < len(times_s) and len(kept) < most:
             keep(edge, "rest", least_s)
     return sorted(kept), reasons, moved
 
@@ -278,6 +329,8 @@ def votes(batch: Flat, found: Evidence, rows: Index, learned: Fusion) -> list[di
         lost = np.round(full - evidence.chance(value), 4)
         for k in np.flatnonzero(lost >= SMALLEST_VOTE).tolist():
             said[k][name] = float(lost[k])
+    for k in np.flatnonzero(found.sharp[rows] > CORNER).tolist():
+        said[k]["direction_change"] = max(said[k].get("direction_change", 0.0), CORNER_CHANCE)
     return said
 
 

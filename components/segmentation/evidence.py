@@ -2,10 +2,10 @@
 
 Each trace is compared before and after the step, over a half, one and two reaches (a reach is a
 tenth of the crossing time). A small fixed network (`weights.json`: 5 moments, a reach apart, one
-hidden layer) turns these contrasts, and how noisy the episode is, into a chance; what is seen adds
-its own log-odds. It was fitted
-once, to simulated tasks, by `python -m tests.benchmarks.segmentation_weights`; its inputs have no
-units, so it serves every robot. A signal's vote is the chance that would be lost without it.
+hidden layer) turns these contrasts, where the arm and its gripper are, and how noisy the episode
+is, into a chance; what is seen adds its own log-odds. It was fitted once, to simulated tasks, by
+`python -m tests.benchmarks.segmentation_weights`; its inputs have no units, so it serves every
+robot. A signal's vote is the chance that would be lost without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy.typing as npt
 
 from components.segmentation.flat import Array, Flat, Index
 from components.segmentation.gripper import Level
-from components.segmentation.signals import Traces
+from components.segmentation.signals import Traces, lengths
 
 WEIGHTS = Path(__file__).with_name("weights.json")
 REACH_SHARE = 0.1  # of the crossing time; of 0.07, 0.1, 0.14 the best on the development tasks
@@ -30,6 +30,9 @@ SPANS = (0.5, 1.0, 2.0)  # reaches that are compared before and after
 OFFSETS = (-2, -1, 0, 1, 2)  # moments that the network sees, reaches from the step
 CLIP = 4.0  # standard deviations; what is stranger than all that was learned counts no more
 USUAL = 0.9
+NO_WAY = 1e-6  # of the range: an episode that ends where it began has no direction
+NEW_COMMAND = 0.3  # of the command's range in one step
+FADES = 3.0  # reaches until a command is a third as new
 SIGNALS = {  # trace -> the signal that votes
     "velocity": "direction_change",
     "speed": "speed_change",
@@ -42,6 +45,12 @@ SIGNALS = {  # trace -> the signal that votes
     "opening": "gripper",
     "moving": "gripper",
     "grip_command": "gripper",
+    "height": "place",
+    "from_start": "place",
+    "along": "place",
+    "grip": "gripper",
+    "grip_wish": "gripper",
+    "since_wish": "gripper",
     "share": "seen",
     "map": "seen",
 }
@@ -73,8 +82,41 @@ def gripper_traces(
     return {"opening": speed, "moving": np.abs(speed), "grip_command": command}
 
 
-def contrasts(batch: Flat, traces: Traces) -> Contrasts:
-    """After minus before of each trace at each span: signed for numbers, the length for vectors."""
+def whereabouts(
+    batch: Flat, traces: Traces, measured: list[Level], commanded: list[Level]
+) -> dict[str, Array]:
+    """What is told as it is, not as a contrast: place, gripper and how new its command is (M,).
+
+    Height above the episode's lowest point, way from its start, and the part of it towards its end,
+    in ranges. The height is NaN, so unknown, where the motion is not the end effector's.
+    """
+    place = traces.place
+    if batch.first.end_effector_m is None:
+        height = np.full(len(batch), np.nan)
+    else:
+        height = place[:, 2] - np.minimum.reduceat(place[:, 2], batch.start)[batch.owner]
+    net = place[batch.start + batch.count - 1]
+    net = net / np.maximum(lengths(net), NO_WAY)[:, None]
+    zero = np.zeros(len(batch))
+    wish = sum((each.value for each in commanded), zero)
+    new = np.abs(batch.diff(wish)) > NEW_COMMAND
+    last = np.maximum.accumulate(np.where(new | (batch.row == batch.low), batch.row, 0))
+    age = (batch.row - last) / (FADES * reach(traces))[batch.owner]
+    return {
+        "height": height,
+        "from_start": lengths(place),
+        "along": np.einsum("md,md->m", place, net[batch.owner]),
+        "grip": sum((each.value for each in measured), zero),
+        "grip_wish": wish,
+        "since_wish": np.where(new[last], np.exp(-age), 0.0),
+    }
+
+
+def contrasts(batch: Flat, traces: Traces, levels: dict[str, Array] | None = None) -> Contrasts:
+    """After minus before of each trace at each span: signed for numbers, the length for vectors.
+
+    `levels` (M,) are told as they are.
+    """
     reaches = reach(traces)
     columns = [values[:, None] for values in traces.numbers.values()]
     columns += list(traces.vectors.values())
@@ -100,6 +142,7 @@ def contrasts(batch: Flat, traces: Traces) -> Contrasts:
             found[f"{name}:{span}"] = np.sqrt(np.einsum("md,md->m", part, part))
             at += values.shape[1]
     found["noise"] = traces.noise[batch.owner]
+    found |= levels or {}
     return Contrasts(np.stack(list(found.values()), axis=1), tuple(found), reaches)
 
 
@@ -107,10 +150,13 @@ def around(batch: Flat, sums: Array, half: Index) -> tuple[Array, Array]:
     """Means over up to `half` rows before and from each row on; `sums` (M + 1, C) are running."""
     first = np.maximum(batch.row - half, batch.low)
     stop = np.minimum(batch.row + half, batch.last + 1)
-    here = sums[batch.row]
-    after = (sums[stop] - here) / (stop - batch.row)[:, None]
-    before = (here - sums[first]) / np.maximum(batch.row - first, 1)[:, None]
-    alone = batch.row == first
+    here = sums[:-1]
+    after, before = np.take(sums, stop, axis=0), np.take(sums, first, axis=0)
+    after -= here
+    after /= (stop - batch.row)[:, None]
+    np.subtract(here, before, out=before)
+    before /= np.maximum(batch.row - first, 1)[:, None]
+    alone = np.flatnonzero(batch.row == first)
     before[alone] = after[alone]
     return before, after
 
@@ -120,7 +166,8 @@ class Network:
 
     def __init__(self, weights: dict[str, Any]) -> None:
         self.names = tuple(weights["features"])
-        self.mean, self.scale = np.array(weights["mean"]), np.array(weights["scale"])
+        self.mean = np.array(weights["mean"], dtype=np.float32)
+        self.scale = np.array(weights["scale"], dtype=np.float32)
         self.hidden = np.array(weights["hidden"], dtype=np.float32)  # (taps * F, H)
         self.bias = np.array(weights["bias"], dtype=np.float32)
         self.out = np.array(weights["out"], dtype=np.float32)
@@ -130,8 +177,13 @@ class Network:
         """Contrasts (M, F) in standard deviations of what was learned, bounded."""
         if found.names != self.names:
             raise ValueError(f"weights are for {self.names}; got contrasts {found.names}")
-        standard = ((found.values - self.mean) / self.scale).astype(np.float32)
-        return np.asarray(np.clip(standard, -CLIP, CLIP))
+        standard = found.values.astype(np.float32)
+        standard -= self.mean
+        standard /= self.scale
+        np.clip(standard, -CLIP, CLIP, out=standard)
+        unknown = np.isnan(standard[0])
+        standard[:, unknown] = 0.0  # as it is on average
+        return standard
 
     def with_hidden(self, hidden: Single) -> Network:
         """This network with other first-layer weights (taps * F, H)."""

@@ -24,11 +24,15 @@ class Candidate(NamedTuple):
     gain: float
 
 
-def peaks(values: Array, reach: int) -> Index:
-    """Rows where `values` (T,) is the largest within `reach` rows to either side; of equals one."""
+def peaks(values: Array, reach: int, floor: float) -> Index:
+    """Rows where `values` (T,) is the largest within `reach` rows to either side; of equals one.
+
+    Only those above `floor`.
+    """
     if len(values) < 3:
         return np.zeros(0, dtype=np.intp)
-    rising = np.flatnonzero((values[1:-1] > values[:-2]) & (values[1:-1] >= values[2:])) + 1
+    inner = values[1:-1]
+    rising = np.flatnonzero((inner > floor) & (inner > values[:-2]) & (inner >= values[2:])) + 1
     order = rising[np.argsort(-values[rising], kind="stable")]
     kept: list[int] = []
     for row in order.tolist():
@@ -37,17 +41,44 @@ def peaks(values: Array, reach: int) -> Index:
     return np.array(sorted(kept), dtype=np.intp)
 
 
-def best(candidates: list[Candidate], first_s: float, last_s: float, min_s: float) -> list[int]:
-    """Steps of the candidates (in time order) with the largest total gain.
+def within(
+    candidates: list[Candidate], spans: list[tuple[int, int]], times_s: Array, min_s: float
+) -> list[Candidate]:
+    """Those that gain, `min_s` or more from both ends of their span; spans are in time order."""
+    found: list[Candidate] = []
+    for first, last in spans:
+        low_s = float(times_s[first]) + min_s - EXACT_S
+        high_s = float(times_s[last]) - min_s + EXACT_S
+        found += [
+            c
+            for c in candidates
+            if first < c.step < last and c.gain > 0 and low_s <= c.time_s <= high_s
+        ]
+    return found
 
-    Cuts lie `min_s` or more apart, and from `first_s` and `last_s`.
+
+def best(allowed: list[Candidate], min_s: float, most: int | None = None) -> list[int]:
+    """Steps of those (in time order) with the largest total gain, `min_s` or more apart.
+
+    With `most`, the largest gain of that many cuts or fewer: exact, by one table row for each cut.
     """
-    allowed = [
-        c
-        for c in candidates
-        if c.gain > 0 and first_s + min_s - EXACT_S <= c.time_s <= last_s - min_s + EXACT_S
-    ]
     times = [c.time_s for c in allowed]
+    found = unbounded(allowed, times, min_s)
+    if most is None or len(found) <= most:
+        return found
+    before = [bisect_right(times, c.time_s - min_s + EXACT_S, 0, k) for k, c in enumerate(allowed)]
+    fewer: list[tuple[float, tuple[int, ...]]] = [(0.0, ())] * (len(allowed) + 1)
+    for _ in range(most):
+        row: list[tuple[float, tuple[int, ...]]] = [(0.0, ())]
+        for k, candidate in enumerate(allowed):
+            gain, steps = fewer[before[k]]
+            row.append(max(row[-1], (gain + candidate.gain, (*steps, candidate.step))))
+        fewer = row
+    return list(fewer[-1][1])
+
+
+def unbounded(allowed: list[Candidate], times: list[float], min_s: float) -> list[int]:
+    """As `best`, however many."""
     total, chosen = [0.0], [0]  # of the first k candidates; whether the k-th is among the best
     for k, candidate in enumerate(allowed):
         before = bisect_right(times, candidate.time_s - min_s + EXACT_S, 0, k)

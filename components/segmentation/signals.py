@@ -31,6 +31,7 @@ class Traces(NamedTuple):
     vectors: dict[str, Array]
     numbers: dict[str, Array]
     crossing: Array
+    place: Array  # (M, D), ranges from the start
     noise: Array  # (E,), log of the usual error of the episode's linear model, brisk speed 1
 
 
@@ -94,7 +95,7 @@ def motion_traces(batch: Flat) -> Traces:
     error = lengths(error)
     usual = batch.quantile(error, 0.5) + SMALLEST_ERROR
     numbers["lagging"] = np.log1p(error / usual[batch.owner])
-    return Traces(vectors, numbers, crossing, np.log(usual))
+    return Traces(vectors, numbers, crossing, place, np.log(usual))
 
 
 def commands_of(episode: Episode) -> list[int]:

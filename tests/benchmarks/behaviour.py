@@ -48,6 +48,16 @@ DEVELOPMENT = [  # every value that was ever tuned, was tuned on these
     "plate-slide-back",
     "sweep",
     "sweep-into",
+    "bin-picking",
+    "button-press-topdown-wall",
+    "hand-insert",
+    "pick-out-of-hole",
+    "pick-place-wall",
+    "plate-slide-back-side",
+    "plate-slide-side",
+    "push-back",
+    "push-wall",
+    "stick-pull",
 ]
 SCORED = [
     "box-close",

@@ -135,10 +135,11 @@ def nearby(given: Inputs, values: Array) -> Array:
 
 
 def raw(given: Inputs) -> Array:
-    """The traces themselves, every other step to 12 around; pictures' contrasts."""
+    """The traces themselves and where the arm is, every other step to 12 around; pictures."""
     traces = motion_traces(given.batch)
     own = [values[:, None] for values in traces.numbers.values()] + list(traces.vectors.values())
     own += [given.batch.state[:, 3:], given.batch.action[:, 3:]]
+    own += [given.signals.values[:, [":" not in name for name in given.signals.names]]]
     values = np.concatenate(own, axis=1)
     at = [
         np.clip(given.batch.row + offset, given.batch.low, given.batch.last)
