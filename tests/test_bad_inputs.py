@@ -9,6 +9,7 @@ import shutil
 from collections import Counter
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from components.errors import WamflowError
@@ -70,6 +71,21 @@ def test_each_kind_of_bad_input_ends_with_its_reason(
             found[names[facts.source]].add(verdict.problem.reason)
     assert found == {name: {reason} for name, (_, reason) in wanted.items()}
     assert not (tmp_path / "a-pickle-was-loaded").exists()
+
+
+def test_an_episode_of_absurd_number_is_a_row_of_the_quarantine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WAMFLOW_REPORT", str(tmp_path / "report"))
+    name = "lerobot: index of 10^300"
+    monkeypatch.setattr(bad_inputs, "KINDS", {name: bad_inputs.KINDS[name]})
+    case = next(bad_inputs.cases(tmp_path / "bad"))
+    dataset_v21(tmp_path / "good", 1)
+    report = ingest(tmp_path / "out", case.folder, tmp_path / "good")
+    assert report.reasons == {"missing_data": 1}
+    rows = pq.read_table(tmp_path / "out" / "quarantine" / "quarantine.parquet").to_pylist()
+    assert [row["episode_index"] for row in rows] == [None]
+    assert rows[0]["source_uri"].endswith("#1" + "0" * 300)
 
 
 def test_a_robot_named_like_a_path_stays_in_the_output(

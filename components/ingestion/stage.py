@@ -204,7 +204,8 @@ def _aside(rejected: list[tuple[Facts, Problem]]) -> list[dict[str, object]]:
     return [
         {
             "source_uri": facts.uri,
-            "episode_index": facts.index,
+            # metadata may claim any number; one that no table holds still stands in the address
+            "episode_index": facts.index if abs(facts.index) < 2**63 else None,
             "reason": problem.reason.value,
             "detail": problem.detail,
         }

@@ -1,8 +1,9 @@
 """Ingestion on real, bad, growing and large recordings; one JSON line last.
 
 - `real_*`: every folder of --data, as the sources of one run. `bad_inputs`: of tests/bad_inputs.py,
-  each alone; `right_reason` counts those whose bad episode got the reason that the case names (or
-  whose source was refused, where it says so); `crashed` counts errors that are no refusal.
+  each beside two good episodes; `right_reason` counts those whose bad episode got the reason that
+  the case names (or whose source was refused, where it says so); `crashed` counts errors that are
+  no refusal.
 - `incremental_ratio`: seconds of the stage for 100 + 5 recordings after 100, over those for 105
   afresh, the worse of a v3.0 data set that got files and of HDF5 files with pictures; imports left
   out. `incremental_ratio_flow`: the same around `dvc repro ingestion` in a new worktree that shares
@@ -122,16 +123,18 @@ def real(data: Path, work: Path) -> dict[str, int]:
 
 
 def bad(work: Path) -> dict[str, int]:
-    """Every kind of bad input by itself."""
+    """Every kind of bad input, each in a run of its own beside two good episodes."""
     from components.errors import WamflowError
     from tests import bad_inputs
 
     total = right = crashed = 0
+    good = grown.lerobot_v3(work / "good", range(2))
     for case in bad_inputs.cases(work):
         total += 1
         out = work / f"out-{total}"
         try:
-            report, _ = ingest(grown.listing(out / "sources.json", case.folder), out)
+            listing = snapshot.write([str(good), str(case.folder)], work, work / "s.json", work)
+            report, _ = ingest(listing, out)
             reasons = set(report.reasons)
         except WamflowError:
             reasons = {None}
