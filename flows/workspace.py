@@ -191,7 +191,7 @@ def _add_worktree(run: Run) -> None:
         git(run.project, "branch", "-D", run.branch)
         raise UserError(f"commit {run.revision[:12]} is no DVC project (it has no .dvc folder).")
     (run.worktree / ".dvc" / "config.local").write_text(
-        "[core]\n    analytics = false\n    autostage = true\n"
+        "[core]\n    analytics = false\n    autostage = false\n"
         f"    site_cache_dir = {run.worktree}/.dvc/tmp/site\n"
         f"[cache]\n    dir = {graph.cache_folder(run.shared.parent)}\n"
         '    type = "reflink,hardlink,copy"\n'

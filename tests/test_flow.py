@@ -314,7 +314,7 @@ def test_a_refused_run_is_one_message_and_leaves_nothing(miniature: Path) -> Non
     process = wamflow(miniature, "run", "--name", "refused")
     _, err = process.communicate(timeout=170)
     assert process.returncode == UserError.exit_code, err
-    assert "Traceback" not in err and "expected a LeRobot data set" in err
+    assert "Traceback" not in err and "no such folder; expected recordings there" in err
     assert git(miniature, "branch", "--list") == before
     assert not (miniature / ".runs" / "refused").exists()
 

@@ -236,9 +236,10 @@ def test_a_real_recording_on_an_irregular_clock_keeps_row_and_picture_together(
     copied = [packet for file in joined for packet in packets(file)]
     assert copied == [packet for file in sources for packet in packets(file)]
     episodes = Episodes(tmp_path / "a/episodes")
+    assert max(np.diff(episodes[name].timestamps_s).max() for name in episodes.ids) > 0.25
     for number in (0, 7, 11):
         episode = episodes[episodes.ids[number]]
-        assert np.diff(episode.timestamps_s).std() > 0.005
+        assert np.diff(episode.timestamps_s).std() > 0.004
         clip = episode.clips["observation.images.top"]
         rows = [0, 1, 30, 97, len(episode) - 2, len(episode) - 1]
         path = sources[source_index(tmp_path / "a", number)]

@@ -36,7 +36,7 @@ def train(windows: Windows, job: dict[str, Any], config: Config, asked: list[int
             log.after(step)
             done = step + 1
             stop = _any_rank(bool(asked), training.device)
-            if stop or (done % every == 0 and done < windows.steps):
+            if stop or done % every == 0 or done == windows.steps:
                 saver.save(done, training.state())
             if stop or config.checkpoint_every == 1:
                 saver.wait()
