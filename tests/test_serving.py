@@ -151,6 +151,16 @@ def test_a_lying_array_is_refused(changes: dict[str, object]) -> None:
         wire.decode(crafted(**changes))
 
 
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [("<f4", 3.402823669209385e38), ("<f2", 1e6), ("|u1", 256), ("<i8", 2**63), ("<f4", "one")],
+)
+def test_a_scalar_that_its_dtype_cannot_hold_is_refused(dtype: str, value: object) -> None:
+    told = {b"__npgeneric__": True, b"data": value, b"dtype": dtype}
+    with pytest.raises(wire.WireError, match="scalar data: expected"):
+        wire.decode(msgpack.packb(told))
+
+
 @settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_decode_or_raise_the_typed_error(data: bytes) -> None:

@@ -90,7 +90,11 @@ def _scalar(value: dict[Any, Any]) -> np.generic:
     dtype, data = _dtype(value), value.get(b"data")
     if not isinstance(data, bool | int | float | str | bytes):
         raise WireError(f"scalar data: expected a number or text; got {type(data).__name__}.")
-    scalar: np.generic = dtype.type(data)
+    with np.errstate(over="raise"):
+        try:
+            scalar: np.generic = dtype.type(data)
+        except (FloatingPointError, OverflowError, TypeError, ValueError) as error:
+            raise WireError(f"scalar data: expected a {dtype.name}; got {data!r:.60}.") from error
     return scalar
 
 
