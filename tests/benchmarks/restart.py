@@ -240,20 +240,21 @@ def measure(by: str, kills: int, stops: int, per_training: int, seed: int) -> di
     plan = [Disturbance(("one", "all")[i % 2]) for i in range(kills)]
     plan += [Disturbance("stop") for _ in range(stops)]
     chance.shuffle(plan)
-    parts = [plan[i : i + per_training] for i in range(0, len(plan), per_training)]
+    done, digests = [], []
     with projects(by) as fresh:
         expected = train(fresh(), by, [], seed)
-        digests = []
-        for part in parts:
+        while plan:
+            part, plan = plan[:per_training], plan[per_training:]
             project = fresh()
             digests.append(train(project, by, part, chance.randrange(2**31)))
             print(f"{by}: {part}, equal: {digests[-1] == expected}", file=sys.stderr)
             shutil.rmtree(project.parent)
-    done = [d for d in plan if d.lost >= 0]
+            done += [d for d in part if d.lost >= 0]
+            plan += [d for d in part if d.lost < 0]  # the training ended before they came
     return {
         "kills": sum(d.kind != "stop" for d in done),
         "stops": sum(d.kind == "stop" for d in done),
-        "trainings": len(parts),
+        "trainings": len(digests),
         "bit_equal": sum(d == expected for d in digests),
         "steps_lost_by_kills": max((d.lost for d in done if d.kind != "stop"), default=None),
         "steps_lost_by_stops": max((d.lost for d in done if d.kind == "stop"), default=None),
