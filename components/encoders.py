@@ -35,6 +35,10 @@ class PictureCodec(Protocol):
 
     @property
     def digest(self) -> str: ...
+    @property
+    def side_px(self) -> int: ...  # of the square that is one latent pixel
+    @property
+    def channels(self) -> int: ...  # C
     def encode(self, pictures: Tensor) -> Tensor: ...
     def decode(self, latents: Tensor) -> Tensor: ...
 
@@ -44,6 +48,8 @@ class TextEncoder(Protocol):
 
     @property
     def digest(self) -> str: ...
+    @property
+    def width(self) -> int: ...  # X
     def encode(self, texts: list[str]) -> Tensor: ...
 
 
@@ -61,13 +67,22 @@ class PatchCodec:
         """Changes when what `encode` gives would."""
         return hashlib.sha256(f"patches of {self.side_px} px, version 1".encode()).hexdigest()
 
+    @property
+    def channels(self) -> int:
+        """C."""
+        return 3 * self.side_px**2
+
     def encode(self, pictures: Tensor) -> Tensor:
         """See `PictureCodec`."""
+        _check_pictures(pictures, self.side_px)
+        return self.stills(pictures[:, :, ::FRAMES_PER_LATENT])
+
+    def stills(self, pictures: Tensor) -> Tensor:
+        """Latents (V, C, F, h, w) of the pictures (V, 3, F, H, W) that are kept, and no others."""
         from torch.nn.functional import pixel_unshuffle
 
-        _check_pictures(pictures, self.side_px)
-        kept = pictures[:, :, ::FRAMES_PER_LATENT].transpose(1, 2)
-        return pixel_unshuffle(kept, self.side_px).transpose(1, 2).contiguous()
+        shuffled = pixel_unshuffle(pictures.transpose(1, 2), self.side_px)
+        return shuffled.transpose(1, 2).contiguous()
 
     def decode(self, latents: Tensor) -> Tensor:
         """See `PictureCodec`."""
@@ -90,6 +105,16 @@ class WanVae:
     def digest(self) -> str:
         """Of weights and config."""
         return _digest(weights(self.folder))
+
+    @cached_property
+    def side_px(self) -> int:
+        """Of the square that is one latent pixel: 8 in Wan 2.1, 16 in Wan 2.2."""
+        return int(weights(self.folder).config.get("scale_factor_spatial", 8))
+
+    @cached_property
+    def channels(self) -> int:
+        """C: 16 in Wan 2.1, 48 in Wan 2.2."""
+        return int(weights(self.folder).config["z_dim"])
 
     def encode(self, pictures: Tensor) -> Tensor:
         """See `PictureCodec`; the mode of the posterior, so equal pictures give equal latents."""
@@ -147,6 +172,11 @@ class Umt5:
         parts += [sha256_folder(self.folder / "tokenizer"), str(self.tokens)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
+    @cached_property
+    def width(self) -> int:
+        """X."""
+        return int(weights(self.folder / "text_encoder").config["d_model"])
+
     def encode(self, texts: list[str]) -> Tensor:
         """See `TextEncoder`; each text alone, so that its tokens depend on nothing else."""
         import torch
@@ -183,12 +213,23 @@ class SentenceTokens:
     """The small sentence model of `sentences.py`: one token of 384 numbers a text."""
 
     digest: str = sentences.DIGEST
+    width: int = sentences.WIDTH
 
     def encode(self, texts: list[str]) -> Tensor:
         """See `TextEncoder`."""
         import torch
 
         return torch.from_numpy(sentences.embed(texts))[:, None]
+
+
+def picture_codec(vae: Path | None, patch_px: int, device: str) -> PictureCodec:
+    """The VAE in a folder, or the codec that needs none."""
+    return PatchCodec(patch_px) if vae is None else WanVae(vae, device)
+
+
+def text_encoder(umt5: Path | None, tokens: int, device: str) -> TextEncoder:
+    """The UMT5 in a folder, or the small sentence model."""
+    return SentenceTokens() if umt5 is None else Umt5(umt5, tokens, device)
 
 
 @dataclass(frozen=True)

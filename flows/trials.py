@@ -29,6 +29,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/serving",
     "components/__init__.py",
     "components/__main__.py",
+    "components/encoders.py",
     "components/encoding.py",
     "components/episodes.py",
     "components/errors.py",
@@ -42,6 +43,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/params.py",
     "components/records.py",
     "components/sentences.py",
+    "components/weights.py",
     "models",
 )
 Execute = Callable[

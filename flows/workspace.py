@@ -144,8 +144,14 @@ def opened(checkout: Path, revision: str = "HEAD", name: str | None = None) -> I
 
 
 def _bring_inputs(checkout: Path, worktree: Path) -> None:
-    """Values and corrections as they are now; a list of corrections that was deleted is empty."""
-    shutil.copyfile(checkout / "params.yaml", worktree / "params.yaml")
+    """Values, initial weights and corrections as they are now.
+
+    A list of corrections that was deleted is empty.
+    """
+    for name in ("params.yaml", "inputs/init.json"):
+        if (checkout / name).is_file():
+            (worktree / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(checkout / name, worktree / name)
     for overlay in (corrections.EVENTS, corrections.CAPTIONS):
         if (checkout / overlay).is_file():
             (worktree / overlay).parent.mkdir(parents=True, exist_ok=True)

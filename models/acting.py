@@ -36,6 +36,7 @@ class Plan:
 
     actions: Tensor  # (B, T, A), zero past the end
     steps: Tensor  # (B,) int64, control steps until execution ends
+    left_s: Tensor  # (B,) seconds that the event still lasts
     done: Tensor  # (B,) how far through the event the anchor is; over if less than a step is left
     video: Tensor | None  # (B, V, C, F, H, W) what the model expects to see; None if frozen
 
@@ -57,7 +58,8 @@ def plan(
     rows = collate(ahead, shape.limits)
     actions, video = denoised(model, rows, denoise_steps, random)
     steps = torch.tensor([s.steps for s in spans], device=actions.device)
-    return Plan(actions * rows.action_mask, steps, done[:, 0].sigmoid(), video)
+    ends = left[:, 0].exp(), done[:, 0].sigmoid()
+    return Plan(actions * rows.action_mask, steps, *ends, video)
 
 
 def _span(window: Window, left_s: float, shape: WallShape) -> Chunk:

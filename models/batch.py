@@ -35,6 +35,15 @@ class Batch:
         steps = torch.arange(self.actions.shape[1], device=self.length.device)
         return steps[None] < self.length[:, None]
 
+    @property
+    def packing(self) -> Tensor:
+        """Share of the control steps that is no padding."""
+        return (self.length.float() / self.actions.shape[1]).mean()
+
+    def with_noise(self, random: torch.Generator) -> tuple[Batch, torch.Generator]:
+        """What the model's `losses` reads; it draws by itself."""
+        return self, random
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})

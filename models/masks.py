@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.rows import Rows
+from models.windows import PATCH
 
 SEARCH_STEPS = 40  # golden sections; each shrinks the interval of depths to 0.618
 
@@ -142,6 +143,19 @@ def border_mask(
     vertical = (down + high > box[0]) & (down < box[1])
     horizontal = (right + wide > box[2]) & (right < box[3])
     return (vertical[:, None] & horizontal).flatten()
+
+
+def shown(picture: Tensor, side_px: int) -> Tensor:
+    """(P,) bool: patches of a picture (3, H, W) in -1..1 that are not all black border.
+
+    `side_px` is the side of a latent pixel. Windows ask the picture at the anchor alone: it is
+    there in training and when acting.
+    """
+    high, wide = picture.shape[1:]
+    return border_mask(
+        picture_box(picture[None]), height_px=high, width_px=wide,
+        rows=high // (PATCH * side_px), columns=wide // (PATCH * side_px),
+    )  # fmt: skip
 
 
 def tube(

@@ -30,11 +30,12 @@ def is_hidden_matrix(name: str, parameter: Tensor) -> bool:
 
 
 def split(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """(for Muon, for AdamW) by name."""
+    """(for Muon, for AdamW) by name; what is frozen goes to neither."""
     muon: dict[str, nn.Parameter] = {}
     adamw: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        (muon if is_hidden_matrix(name, parameter) else adamw)[name] = parameter
+        if parameter.requires_grad:
+            (muon if is_hidden_matrix(name, parameter) else adamw)[name] = parameter
     return muon, adamw
 
 
@@ -44,9 +45,11 @@ def describe(model: nn.Module) -> str:
     shapes = Counter(tuple(p.shape) for p in muon.values())
     listed = ", ".join(f"{count} of {m} x {n}" for (m, n), count in sorted(shapes.items()))
     numbers = [sum(p.numel() for p in part.values()) for part in (muon, adamw)]
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     return (
         f"Muon: {len(muon)} hidden matrices, {numbers[0]:,} numbers ({listed}); "
         f"AdamW: the {len(adamw)} other parameters, {numbers[1]:,} numbers"
+        + (f"; frozen: {frozen:,} numbers" if frozen else "")
     )
 
 

@@ -2,7 +2,8 @@
 
 Sizes of the video towers are those of the published `config.json` files. Action towers and windows
 are our choice: the paper says that action towers are as deep and start from scratch. `tiny` is for
-tests; `demo` fits a CPU, beside the model of `wam.py`, until the trainer chooses a preset.
+tests; `demo` fits a CPU, beside the small model of `wam.py`. A training takes latent channels and
+text width from its encoders (`components/pretraining/full.py`).
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ def _small(width: int, depth: int, channels: int, text: int, coupling: Coupling)
             latent_channels=channels, text_width=text, time_width=64, cameras=4,
         ),
         action=ActionShape(
-            heads=4, head_width=width // 4, state_width=8, action_width=8, embodiments=4,
+            heads=4, head_width=width // 4, state_width=32, action_width=16, embodiments=4,
             prediction="v",
         ),
         coupling=coupling, weights=WEIGHTS, shift=1.0, latent_hz=4.0, max_frames=16,

@@ -45,6 +45,8 @@ class Losses:
 class WallModel(nn.Module):
     """Video tower and action tower of equal depth."""
 
+    terms = ("action", "video", "left", "dct", "done")  # of its Losses, beside their total
+
     def __init__(self, shape: WallShape) -> None:
         super().__init__()
         self.shape = shape

@@ -61,6 +61,8 @@ class Losses:
 class WorldActionModel(nn.Module):
     """Video tower and action tower of equal depth."""
 
+    terms = ("action", "video", "left")  # of its Losses, beside their total
+
     def __init__(self, shape: Shape) -> None:
         super().__init__()
         if shape.max_steps % shape.action_patch_steps:

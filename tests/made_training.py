@@ -14,10 +14,17 @@ from tests.made_episodes import arm, through
 
 EPISODES, FRAMES, STEPS, BATCH = 5, 40, 24, 8
 VALUES = {
+    "preset": "small",
     "model": {
         "width": 32, "depth": 2, "heads": 2, "key_px": 24, "key_patch_px": 12, "future_px": 12,
         "future_patch_px": 6, "future_frames": 2, "action_patch_steps": 4, "max_steps": 20,
         "action_samples": 2, "anchor_probability": 0.5,
+    },
+    "full": {
+        "stage": "joint", "coupling": "symmetric", "action_samples": 3, "prediction": "v",
+        "windows": "event", "chunk_s": 0.2, "history_frames": 0, "words": "event", "codec_px": 6,
+        "tube_probability": 0.5, "tube_side": 1, "video_weight": 1.0, "tube_weight": 2.0,
+        "dct_weight": 0.1, "left_weight": 0.1, "done_weight": 0.1,
     },
     "processes": 2, "device": "cpu", "batch_size": BATCH, "seed": 3, "muon_lr": 0.002,
     "adamw_lr": 0.001, "momentum": 0.9, "weight_decay": 0.01, "schedule": "wsd", "warmup": 0.1,
@@ -102,3 +109,4 @@ def _tables(root: Path) -> None:
     records.write(root / "captions/captions.parquet", captions, records.CAPTIONS, "event_id")
     digest = sha256(root / "plan/plan.parquet")
     write_json(root / "plan/receipt.json", {"plan_sha256": digest, "seed": 11})
+    write_json(root / "init.json", {})

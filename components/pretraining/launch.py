@@ -19,6 +19,7 @@ from types import FrameType
 
 from components import errors
 from components.outputs import sha256
+from components.pretraining.initial import Initial, digests
 from components.pretraining.stage import Config
 
 CODE = Path(__file__).parents[2]
@@ -31,13 +32,14 @@ def is_first_node() -> bool:
     return os.environ.get("PET_NODE_RANK", "0") == "0"
 
 
-def state_key(captions: Path, plan: Path, episodes: Path, config: Config) -> str:
+def state_key(captions: Path, plan: Path, episodes: Path, config: Config, initial: Initial) -> str:
     """Name of this training's folder in the checkpoint store: a digest of all that shapes it."""
     parts = {
         "plan": sha256(plan / "plan.parquet"),
         "captions": sha256(captions / "captions.parquet"),
         "episodes": sha256(episodes / "manifest.parquet"),
         "config": config.model_dump(mode="json", exclude=NO_MATTER),
+        "initial": digests(initial),
         "code": [
             hashlib.sha256(path.read_bytes()).hexdigest()
             for folder in ("models", "components/pretraining", "components")

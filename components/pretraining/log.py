@@ -12,7 +12,7 @@ from types import TracebackType
 from components import report, tracking
 from components.outputs import write_json
 from components.pretraining.batches import Batches
-from components.pretraining.training import CURVE, Training
+from components.pretraining.training import Training
 from models.muon import describe
 
 LINE_EVERY_S = float(os.environ.get("WAMFLOW_LINE_EVERY_S", "10"))
@@ -46,16 +46,14 @@ class Log:
         if self.run is None:
             return
         self.steps += 1
-        terms = dict(zip(CURVE, self.training.curve[step].tolist(), strict=True))
+        terms = dict(zip(self.training.columns, self.training.curve[step].tolist(), strict=True))
         self.run.log(terms, step=step)
         now, steps = time.monotonic(), self.training.windows.steps
         if now - self.last_line > LINE_EVERY_S or step + 1 == steps:
             self.last_line = now
             rate = self.steps / (now - self.began)
-            print(
-                f"step {step + 1}/{steps} loss {terms['loss']:.4f} action {terms['action']:.4f} "
-                f"video {terms['video']:.4f} {rate:.2f} steps/s", flush=True
-            )  # fmt: skip
+            said = " ".join(f"{n} {terms[n]:.4f}" for n in ("loss", *self.training.model.terms))
+            print(f"step {step + 1}/{steps} {said} {rate:.2f} steps/s", flush=True)
 
     def __exit__(
         self,

@@ -32,6 +32,8 @@ def place(model: M, config: Config) -> M:
         mesh = init_device_mesh(config.device, (dist.get_world_size(),))
         for block in blocks(model):
             fully_shard(block, mesh=mesh)
+            if hasattr(block, "remember"):  # its keys and values are asked for before its forward
+                register_fsdp_forward_method(block, "remember")
         fully_shard(model, mesh=mesh)
         register_fsdp_forward_method(model, "losses")
     return model

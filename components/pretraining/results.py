@@ -14,7 +14,7 @@ from components import records
 from components.outputs import write_json
 from components.pretraining import placement
 from components.pretraining.stage import Report
-from components.pretraining.training import CURVE, SKIPPED, Training
+from components.pretraining.training import SKIPPED, Training
 from models.muon import split
 
 
@@ -30,20 +30,23 @@ def write(training: Training, out: Path | None) -> None:
         _write(training, validation, out)
 
 
-def _write(training: Training, validation: float | None, out: Path) -> None:
+def _write(training: Training, validation: dict[str, float] | None, out: Path) -> None:
     info, config = training.windows.info, training.config
     write_json(
         out / "config.json",
         {
             "shape": training.model.shape.as_dict(),
             "cameras": info["cameras"],
+            "picture_px": info["picture_px"],
             "embodiments": info["embodiments"],
-            "text_encoder": _text_encoder(),
+            "embodiment_ids": info["embodiment_ids"],
+            **_encoders(training),
+            "initial": info["initial"],
             "pretraining": config.model_dump(mode="json"),
         },
     )
     write_json(out / "normalisation.json", info["normalisation"])
-    write_json(out / "event_plans.json", info["event_plans"])
+    write_json(out / "event_plans.json", _event_plans(training))
     drawn = training.drawn.numpy()
     _write_exposure(out / "exposure.parquet", info, training.windows.arrays["event_draws"], drawn)
     _write_clusters(out / "clusters.csv", training)
@@ -63,47 +66,76 @@ def _write(training: Training, validation: float | None, out: Path) -> None:
     )
     curve = training.curve.numpy()
     numbers = [[f"{value:.7g}" for value in row] for row in curve.tolist()]
-    _write_csv(out / "curve.csv", ("step", *CURVE), list(enumerate(numbers)))
+    _write_csv(out / "curve.csv", ("step", *training.columns), list(enumerate(numbers)))
     report = _report(training, curve, validation)
     (out / "report.json").write_text(report.model_dump_json())
 
 
-def _report(training: Training, curve: np.ndarray, validation: float | None) -> Report:
+def _report(training: Training, curve: np.ndarray, validation: dict[str, float] | None) -> Report:
     good = curve[curve[:, SKIPPED] == 0]
     part = max(1, len(good) // 20)
-    hidden, rest = split(training.model)
+    first, last = (
+        dict(zip(training.columns, rows.mean(axis=0, dtype=np.float32).tolist(), strict=True))
+        for rows in (good[:part], good[-part:])
+    )
+    terms = training.model.terms
+    hidden, _ = split(training.model)
     return Report(
         steps=len(curve),
         skipped_steps=len(curve) - len(good),
         draws=int(training.drawn[0].sum()),
-        parameters=sum(p.numel() for p in (*hidden.values(), *rest.values())),
+        parameters=sum(p.numel() for p in training.model.parameters()),
         muon_parameters=sum(p.numel() for p in hidden.values()),
-        loss_first=float(good[:part, 0].mean()),
-        loss_last=float(good[-part:, 0].mean()),
-        action_loss_first=float(good[:part, 1].mean()),
-        action_loss_last=float(good[-part:, 1].mean()),
-        validation_action_loss=validation,
-        packing_efficiency=float(good[:, CURVE.index("packing")].mean()),
+        loss_first=first["loss"],
+        loss_last=last["loss"],
+        action_loss_first=first["action"],
+        action_loss_last=last["action"],
+        validation_action_loss=None if validation is None else validation["action"],
+        losses_first={name: first[name] for name in terms},
+        losses_last={name: last[name] for name in terms},
+        validation_losses=validation,
+        packing_efficiency=float(good[:, training.columns.index("packing")].mean()),
         plan_sha256=training.windows.info["receipt"]["plan_sha256"],
     )
 
 
 @torch.no_grad()
-def _validation(training: Training) -> float | None:
-    """Action loss of the averaged weights on whole held-out events, one fixed noise draw."""
+def _validation(training: Training) -> dict[str, float] | None:
+    """Losses of the averaged weights on whole held-out events, one fixed noise draw."""
     batch = training.windows.validation()
     if batch is None:
         return None
     for name, parameter in training.model.named_parameters():
         parameter.copy_(training.average[name])
     random = torch.Generator().manual_seed(training.config.seed)
-    return float(training.model.losses(batch.to(training.device), random).action)
+    found = training.losses(batch.to(training.device), random)
+    return {name: float(found[name]) for name in training.model.terms}
 
 
-def _text_encoder() -> dict[str, str]:
+def _event_plans(training: Training) -> dict[str, list[str]]:
+    """What an agent names one after the other: events or, for a model of whole tasks, the task."""
+    plans: dict[str, list[str]] = training.windows.info["event_plans"]
+    config = training.config
+    whole = config.preset != "small" and config.full.words == "task"
+    return {task: [task] for task in plans} if whole else plans
+
+
+def _encoders(training: Training) -> dict[str, Any]:
+    """The frozen encoders by digest, so that whoever acts takes the same."""
     from components import sentences
 
-    return {"package": sentences.PACKAGE, "sha256": sentences.DIGEST}
+    config, initial = training.config, training.windows.info["initial"]
+    small = {"text_encoder": {"package": sentences.PACKAGE, "sha256": sentences.DIGEST}}
+    if config.preset == "small":
+        return small
+    from components.pretraining import full
+
+    text = full.text_encoder(config, initial)
+    return {
+        **({} if "text" in initial else small),
+        "text_tokens": full.preset(config).text_tokens,
+        "encoders": {"vae": full.codec(config, initial).digest, "text": text.digest},
+    }
 
 
 def _write_exposure(

@@ -15,10 +15,11 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 
 from components.outputs import whole_folder
+from components.pretraining.recipe import FullConfig
 
 
 class ModelConfig(BaseModel, frozen=True, extra="forbid"):
-    """Sizes of the two towers."""
+    """Sizes of the two towers of the small model."""
 
     width: int = Field(ge=16, description="Width of both towers; a multiple of heads.")
     depth: int = Field(ge=1, description="Blocks of each tower.")
@@ -60,7 +61,11 @@ class ModelConfig(BaseModel, frozen=True, extra="forbid"):
 class Config(BaseModel, frozen=True, extra="forbid"):
     """Values of the stage; the number of steps is the receipt's draws divided by batch_size."""
 
-    model: ModelConfig
+    preset: Literal["small", "tiny", "demo", "wan2.1-1.3b", "wan2.2-5b"] = Field(
+        description="The small model of `models/wam.py`, or a size of the full one."
+    )
+    model: ModelConfig = Field(description="Sizes of the small model.")
+    full: FullConfig = Field(description="How a preset of the full model is trained.")
     processes: int = Field(ge=1, description="torchrun workers in all; it changes the bytes.")
     device: Literal["cpu", "cuda"] = Field(description="Where the workers compute.")
     batch_size: int = Field(ge=1, description="Events in a step, all workers together.")
@@ -135,24 +140,35 @@ class Report(BaseModel):
     action_loss_first: float
     action_loss_last: float
     validation_action_loss: float | None = Field(description="On held-out episodes; none without.")
-    packing_efficiency: float = Field(description="Control steps in a batch that are no padding.")
+    losses_first: dict[str, float] = Field(description="Of each part, first 5 % of the steps.")
+    losses_last: dict[str, float] = Field(description="Of each part, last 5 % of the steps.")
+    validation_losses: dict[str, float] | None = Field(
+        description="Of each part on held-out episodes; none without."
+    )
+    packing_efficiency: float = Field(
+        description="Share of a batch that is no padding: control steps, in the full model frames "
+        "and steps."
+    )
     plan_sha256: str
 
 
 def run(
-    episodes: Path, captions: Path, plan: Path, checkpoint: Path, *, config: Config
+    episodes: Path, captions: Path, plan: Path, init: Path, checkpoint: Path, *, config: Config
 ) -> Report | None:
     """Train on the planned draws and write `checkpoint`; see the module's first lines.
 
-    Errors: DataError for a receipt that does not fit the tables, DivergedError for NaN,
-    StoppedError after SIGTERM (state saved). Ranks other than node 0 return None and write nothing.
+    `init` is the file that names initial weights (`initial.py`). Errors: those of `initial.read`,
+    UserError for data that the preset has no room for, DataError for a receipt that does not fit
+    the tables, DivergedError for NaN, StoppedError after SIGTERM (state saved). Ranks other than
+    node 0 return None and write nothing.
     """
-    from components.pretraining import checkpoints, launch, mirror, view
+    from components.pretraining import checkpoints, initial, launch, mirror, view
 
-    key = launch.state_key(captions, plan, episodes, config)
+    start = initial.read(init)
+    key = launch.state_key(captions, plan, episodes, config, start)
     with checkpoints.alone(key):
         mirror.fetch(key, checkpoints.store(key))
-        view.build(episodes, captions, plan, checkpoints.view(key), config)
+        view.build(episodes, captions, plan, checkpoints.view(key), config, start)
         if not launch.is_first_node():
             launch.torchrun(checkpoints.view(key), key, None, config)
             shutil.rmtree(checkpoints.view(key))  # the rest belongs to the first node

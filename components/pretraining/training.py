@@ -17,18 +17,24 @@ import torch.distributed as dist
 from torch import Tensor
 
 from components.errors import DivergedError
-from components.pretraining import guards, placement
+from components.pretraining import chosen, guards, placement
 from components.pretraining.schedule import rate
 from components.pretraining.stage import Config
 from components.pretraining.windows import Windows
 from models.batch import Batch
 from models.muon import Muon, split
+from models.packed import Packed
 from models.row_shards import local
-from models.wam import Shape, WorldActionModel
+from models.wam import WorldActionModel
 
-TERMS = ("loss", "action", "video", "left", "packing")  # means over all ranks
-CURVE = (*TERMS, "gradient_norm", "update_norm", "rate", "skipped")
-SKIPPED = CURVE.index("skipped")
+
+def columns(terms: tuple[str, ...]) -> tuple[str, ...]:
+    """Of the curve, for a model's loss terms; those up to packing are means over all ranks."""
+    return ("loss", *terms, "packing", "gradient_norm", "update_norm", "rate", "skipped")
+
+
+CURVE = columns(WorldActionModel.terms)
+SKIPPED = -1  # the column
 
 
 class Training:
@@ -39,8 +45,7 @@ class Training:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device, 0 if config.device == "cpu" else local_rank())
-        model = WorldActionModel(shape(windows, config)).to(self.device)
-        self.model = placement.place(model, config)
+        self.model = placement.place(chosen.model(windows, config).to(self.device), config)
         self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         hidden, rest = split(self.model)
         self.muon = Muon(hidden.values(), config.muon_lr, config.momentum, config.weight_decay)
@@ -48,10 +53,11 @@ class Training:
         self.adamw = torch.optim.AdamW(
             self.rest, config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
         )
-        self.curve = torch.zeros(windows.steps, len(CURVE))
+        self.columns = columns(self.model.terms)
+        self.curve = torch.zeros(windows.steps, len(self.columns))
         self.drawn = torch.zeros(2, len(windows.arrays["event_draws"]), dtype=torch.int64)
 
-    def step(self, step: int, batch: Batch) -> None:
+    def step(self, step: int, batch: Batch | Packed) -> None:
         """One optimizer step on this rank's share of the batch of `step`.
 
         DivergedError for a bad step (`guards.py`), where it is not to be skipped.
@@ -59,11 +65,9 @@ class Training:
         batch = batch.to(self.device)
         random = torch.Generator().manual_seed(noise_seed(self.config.seed, step, self.rank))
         with placement.autocast(self.config):
-            losses = self.model.losses(batch, random)
-        losses.total.backward()
-        packing = (batch.length.float() / batch.actions.shape[1]).mean()
-        terms = torch.stack([losses.total, losses.action, losses.video, losses.left, packing])
-        terms = terms.detach()
+            losses = self.losses(batch, random)
+        losses["loss"].backward()
+        terms = torch.stack([*losses.values(), batch.packing]).detach()
         norm = self._reduce(terms)
         good = self.curve[:step, SKIPPED] == 0
         past = self.curve[:step, 0][good]
@@ -76,6 +80,12 @@ class Training:
         self.drawn[int(bool(wrong))] += torch.bincount(drawn, minlength=self.drawn.shape[1])
         if wrong:
             self._bad(step, wrong)
+
+    def losses(self, batch: Batch | Packed, random: torch.Generator) -> dict[str, Tensor]:
+        """The total, `loss`, and the model's terms by name, for a batch on the device."""
+        ask: Any = self.model.losses
+        found = ask(*batch.with_noise(random))
+        return {"loss": found.total} | {name: getattr(found, name) for name in self.model.terms}
 
     def _update(self, step: int) -> Tensor:
         """Both optimizers and the average; the norm of the step, without weight decay."""
@@ -175,17 +185,6 @@ def noise_seed(seed: int, step: int, rank: int) -> int:
     """A 63-bit seed for each step of each rank, whatever the size of `seed`."""
     words = np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)
     return int(words[0]) >> 1
-
-
-def shape(windows: Windows, config: Config) -> Shape:
-    """The model's sizes: the configured ones and those that the data bring."""
-    return Shape(
-        **config.model.model_dump(),
-        views=len(windows.info["cameras"]),
-        text_width=windows.arrays["text"].shape[1],
-        state_width=windows.arrays["state"].shape[1],
-        action_width=windows.arrays["action"].shape[1],
-    )
 
 
 def local_rank() -> int:

@@ -22,16 +22,24 @@ from components.episodes import Episode, Episodes
 from components.errors import DataError
 from components.normalisation import Normalisation, quantiles
 from components.outputs import sha256, write_json
+from components.pretraining import starting
 from components.pretraining.event_plans import event_plans
 from components.pretraining.frame_files import FrameFiles
 from components.pretraining.frames.decoding import Job, Spans, joined, lay_out
+from components.pretraining.initial import Initial
 from components.pretraining.stage import Config
 
+PREFIX = "observation.images."
 
-def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Config) -> None:
+
+def build(
+    episodes: Path, captions: Path, plan: Path, folder: Path, config: Config,
+    initial: Initial | None = None,
+) -> None:  # fmt: skip
     """Write the view of all episodes in `plan` to `folder`, unless it is there already.
 
-    DataError when the tables disagree, TemporaryError when decoding gets stuck.
+    `initial` names the weights and encoders that training starts from. DataError when the tables
+    disagree, TemporaryError when decoding gets stuck.
     """
     if (folder / "view.json").is_file():
         return
@@ -45,15 +53,21 @@ def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Conf
     data = Episodes(episodes)
     ids = sorted(set(table["episode_id"].to_pylist()))
     loaded = [data[episode_id] for episode_id in ids]
-    cameras = tuple(sorted({camera for episode in loaded for camera in episode.clips}))
-    if not cameras:
+    before = starting.earlier(initial or {})
+    cameras = _in_order(
+        [PREFIX + camera for camera in before.get("cameras", [])],
+        {camera for episode in loaded for camera in episode.clips},
+    )
+    if not any(episode.clips for episode in loaded):
         raise DataError(f"{episodes}: no episode has a camera; the model needs at least one.")
     texts, features = _captions(captions, table)
     normalisation = quantiles(loaded)
     first = np.cumsum([0] + [len(episode) for episode in loaded])
     rows = {episode_id: row for row, episode_id in enumerate(ids)}
     arrays = _signals(loaded, normalisation, cameras)
+    robots = _in_order(before.get("embodiment_ids", []), {e.embodiment for e in loaded})
     arrays |= {
+        "embodiment": np.array([robots.index(e.embodiment) for e in loaded]),
         "first_frame": first,
         "event_episode": np.array([rows[e] for e in table["episode_id"].to_pylist()]),
         "event_start": table["start_frame"].to_numpy(),
@@ -64,22 +78,33 @@ def build(episodes: Path, captions: Path, plan: Path, folder: Path, config: Conf
     }
     if "joint_cluster" in table.column_names:
         arrays["event_cluster"] = table["joint_cluster"].to_numpy()
-    spans = _spans(arrays, len(loaded))
+    spans = _spans(arrays, *_margins(arrays, config))
     arrays["frame_place"] = _places(spans, [len(episode) for episode in loaded])
-    files = FrameFiles(folder, (len(cameras), config.model.key_px, config.model.key_px, 3))
+    size_px = _picture_px(config, initial or {})
+    files = FrameFiles(folder, (len(cameras), size_px, size_px, 3))
     jobs = [
-        Job(episodes, e.episode_id, cameras, of, config.model.key_px, files.path(row))
+        Job(episodes, e.episode_id, cameras, of, size_px, files.path(row))
         for row, (e, of) in enumerate(zip(loaded, spans, strict=True))
     ]
     for path in folder.iterdir():
         path.unlink()  # of an attempt that was killed here
     new = lay_out(jobs, config.timeout_s)
     print(f"pretraining: frames of {len(jobs)} episodes, {new} of them newly decoded", flush=True)
+    tasks = _tasks(data.manifest, table)
+    if config.preset != "small":
+        from components.pretraining import full
+
+        said = texts if config.full.words == "event" else tasks
+        full.keep_words(config, initial or {}, said)
     np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
     write_json(
         folder / "view.json",
         {
-            "cameras": [camera.removeprefix("observation.images.") for camera in cameras],
+            "cameras": [camera.removeprefix(PREFIX) for camera in cameras],
+            "picture_px": size_px,
+            "initial": initial or {},
+            "embodiment_ids": robots,
+            "tasks": tasks,
             "receipt": receipt,
             "event_ids": table["event_id"].to_pylist(),
             "episode_ids": table["episode_id"].to_pylist(),
@@ -125,6 +150,7 @@ def _signals(
         "action": np.concatenate(
             [padded(normalisation[e.embodiment].action(e.action), action_width) for e in episodes]
         ),
+        "state_width": np.array([e.state.shape[1] for e in episodes]),
         "action_width": np.array([e.action.shape[1] for e in episodes]),
         "step_s": np.array([1 / e.fps for e in episodes], dtype=np.float32),
         "view_mask": np.array([[camera in e.clips for camera in cameras] for e in episodes]),
@@ -140,21 +166,61 @@ def _embodiments(episodes: list[Episode], cameras: tuple[str, ...]) -> list[dict
             "fps": episode.fps,
             "state_names": list(episode.state_names),
             "action_names": list(episode.action_names),
-            "cameras": [
-                c.removeprefix("observation.images.") for c in cameras if c in episode.clips
-            ],
+            "cameras": [c.removeprefix(PREFIX) for c in cameras if c in episode.clips],
         }
         for name, episode in sorted(seen.items())
     ]
 
 
-def _spans(arrays: dict[str, npt.NDArray[Any]], episodes: int) -> list[Spans]:
-    """Of each episode: the frames of events that are drawn or held out."""
+def _in_order(before: list[str], found: set[str]) -> tuple[str, ...]:
+    """Names by their rows in a model's tables: an earlier version's keep theirs."""
+    return (*before, *sorted(found - set(before)))
+
+
+def _picture_px(config: Config, initial: Initial) -> int:
+    """Side of the pictures that the model is shown."""
+    if config.preset == "small":
+        return config.model.key_px
+    from components.pretraining import full
+
+    return full.picture_px(config, initial)
+
+
+def _tasks(manifest: pa.Table, plan: pa.Table) -> list[str]:
+    """The task's sentence of each planned event."""
+    tasks = dict(zip(manifest["episode_id"].to_pylist(), manifest["task"].to_pylist(), strict=True))
+    return [tasks[episode] for episode in plan["episode_id"].to_pylist()]
+
+
+def _margins(
+    arrays: dict[str, npt.NDArray[Any]], config: Config
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Frames before and after an event that windows may show, for each episode."""
+    before_s = after_s = 0.0
+    if config.preset != "small" and config.full.windows == "chunk":
+        from components.pretraining import full
+
+        hz = full.preset(config).shape.latent_hz
+        before_s = config.full.history_frames / hz
+        after_s = config.full.chunk_s + 1 / hz
+    before, after = (np.ceil(s / arrays["step_s"]).astype(np.int64) for s in (before_s, after_s))
+    return before, after
+
+
+def _spans(
+    arrays: dict[str, npt.NDArray[Any]],
+    before: npt.NDArray[np.int64],
+    after: npt.NDArray[np.int64],
+) -> list[Spans]:
+    """Of each episode: the frames of events that are drawn or held out, and their margins."""
+    lengths = np.diff(arrays["first_frame"])
     used = (arrays["event_draws"] > 0) | arrays["event_validation"]
     of = arrays["event_episode"][used]
     order = np.argsort(of, kind="stable")
-    borders = np.searchsorted(of[order], np.arange(episodes + 1))
-    start, end = (arrays[name][used][order] for name in ("event_start", "event_end"))
+    of = of[order]
+    borders = np.searchsorted(of, np.arange(len(lengths) + 1))
+    start = np.maximum(arrays["event_start"][used][order] - before[of], 0)
+    end = np.minimum(arrays["event_end"][used][order] + after[of], lengths[of])
     return [
         joined(start[first:last], end[first:last]) for first, last in itertools.pairwise(borders)
     ]

@@ -31,7 +31,7 @@ class Windows:
         self.info: dict[str, Any] = json.loads((folder / "view.json").read_text())
         with np.load(folder / "arrays.npz", allow_pickle=False) as arrays:
             self.arrays = {name: arrays[name] for name in arrays.files}
-        size = config.model.key_px
+        size = self.info["picture_px"]
         self.frames = FrameFiles(folder, (len(self.info["cameras"]), size, size, 3))
         draws = self.arrays["event_draws"]
         order = np.repeat(np.arange(len(draws)), draws)

@@ -22,10 +22,9 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from components.errors import OutOfSpaceError, TemporaryError, UserError, WamflowError
 from components.outputs import is_full_disk
-from components.pretraining import launch, loop
+from components.pretraining import chosen, launch, loop
 from components.pretraining.stage import Config
 from components.pretraining.training import local_rank
-from components.pretraining.windows import Windows
 
 LOST = ("onnection closed", "onnection reset", "onnection refused", "Broken pipe", "Timed out")
 
@@ -100,7 +99,7 @@ def main(folder: Path) -> int:
                 timeout=timedelta(seconds=config.timeout_s),
             )
             _check_world(config)
-            loop.train(Windows(Path(job["view"]), config), job, config, asked)
+            loop.train(chosen.windows(Path(job["view"]), config), job, config, asked)
         except (Exception, CheckpointException) as error:
             failure = _known(error, config)
             _leave(failure)

@@ -9,14 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from safetensors.torch import load_file
 
 from components.errors import DataError, UserError
 from components.normalisation import Normalisation
 from components.outputs import sha256
-from components.sentences import embed
-from models.batch import Batch
-from models.wam import Shape, WorldActionModel
+from components.serving.asked import Asked, Model
 
 
 class Policy:
@@ -24,10 +21,7 @@ class Policy:
 
     def __init__(self, checkpoint: Path, embodiment: str | None = None) -> None:
         self.config = _json(checkpoint / "config.json")
-        self.shape = Shape(**self.config["shape"])
-        self.model = WorldActionModel(self.shape)
-        self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
-        self.model.eval()
+        self.model = _model(checkpoint, self.config)
         self.robot = self._robot(embodiment)
         self.normalisation = Normalisation.from_dict(
             _json(checkpoint / "normalisation.json")[self.robot["name"]]
@@ -39,18 +33,19 @@ class Policy:
             "state_names": self.robot["state_names"],
             "action_names": self.robot["action_names"],
             "cameras": self.robot["cameras"],
-            "max_steps": self.shape.max_steps,
+            "max_steps": self.model.max_steps,
             "event_plans": _json(checkpoint / "event_plans.json"),
         }
         named = sorted({text for plan in self.metadata["event_plans"].values() for text in plan})
-        self._texts = dict(zip(named, embed(named), strict=True))  # so that no trial waits for it
+        self.model.remember(named)  # so that no trial waits for it
 
     def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
         """The rest of the event that `prompt` names, from what the robot sees now.
 
         Reads `observation/<camera>` uint8 (H, W, 3), `observation/state` (S,), `prompt`, and `seed`
         (0 when absent). Returns `actions` float32 (steps to the event's end, A) in the robot's
-        units and `event_remaining`, the number of those steps. UserError for what is missing or
+        units, `event_remaining`, the number of those steps, and `event_done`, how far through the
+        event the robot is, from a model that can say so. UserError for what is missing or
         misshapen.
         """
         state = np.asarray(self._get(observation, "observation/state"), dtype=np.float32)
@@ -59,40 +54,32 @@ class Policy:
                 f"observation/state: expected {len(self.robot['state_names'])} numbers "
                 f"{self.robot['state_names']}; got shape {state.shape}."
             )
-        batch = self._batch(observation, state, str(self._get(observation, "prompt")))
-        random = torch.Generator().manual_seed(int(observation.get("seed", 0)))
-        steps = self.config["pretraining"]["denoise_steps"]
-        actions, length = self.model.act(batch, denoise_steps=steps, random=random)
         width = len(self.robot["action_names"])
-        remaining = int(length[0])
-        units = self.normalisation.action_in_units(actions[0, :remaining, :width].numpy())
-        return {"actions": units, "event_remaining": remaining}
-
-    def _batch(
-        self, observation: dict[str, Any], state: npt.NDArray[np.float32], prompt: str
-    ) -> Batch:
-        shape = self.shape
-        views = torch.zeros(1, shape.views, 3, shape.key_px, shape.key_px)
-        mask = torch.zeros(1, shape.views, dtype=torch.bool)
-        for view, camera in enumerate(self.config["cameras"]):
-            if camera in self.robot["cameras"]:
-                image = np.asarray(self._get(observation, f"observation/{camera}"))
-                views[0, view] = _picture(image, shape.key_px, f"observation/{camera}")
-                mask[0, view] = True
-        if prompt not in self._texts:
-            self._texts[prompt] = embed([prompt])[0]
-        padded = np.pad(self.normalisation.state(state), (0, shape.state_width - len(state)))
-        return Batch(
-            keyframes=views,
-            future=torch.zeros(1, shape.views, 1, 3, shape.future_px, shape.future_px),
-            view_mask=mask,
-            state=torch.from_numpy(padded)[None],
-            actions=torch.zeros(1, shape.max_steps, shape.action_width),
-            action_mask=torch.ones(1, shape.action_width, dtype=torch.bool),
-            length=torch.ones(1, dtype=torch.int64),
-            step_s=torch.tensor([1 / self.robot["fps"]]),
-            text=torch.from_numpy(self._texts[prompt])[None],
+        told = self.model.plan(
+            Asked(
+                pictures=self._pictures(observation),
+                state=self.normalisation.state(state),
+                action_width=width,
+                embodiment=self.robot["name"],
+                step_s=1 / self.robot["fps"],
+                words=str(self._get(observation, "prompt")),
+                random=torch.Generator().manual_seed(int(observation.get("seed", 0))),
+            )
         )
+        units = self.normalisation.action_in_units(told.actions[:, :width].numpy())
+        said = {} if told.done is None else {"event_done": told.done}
+        return {"actions": units, "event_remaining": told.remaining} | said
+
+    def _pictures(self, observation: dict[str, Any]) -> list[torch.Tensor | None]:
+        """Of every camera that the model knows; None where this robot has none."""
+        names = [f"observation/{camera}" for camera in self.config["cameras"]]
+        mine = {f"observation/{camera}" for camera in self.robot["cameras"]}
+        return [
+            _picture(np.asarray(self._get(observation, name)), self.model.size_px, name)
+            if name in mine
+            else None
+            for name in names
+        ]
 
     def _robot(self, embodiment: str | None) -> dict[str, Any]:
         robots: dict[str, dict[str, Any]] = {r["name"]: r for r in self.config["embodiments"]}
@@ -107,6 +94,17 @@ class Policy:
                 f"observation: {key!r} is missing; got {sorted(map(str, observation))}."
             )
         return observation[key]
+
+
+def _model(checkpoint: Path, config: dict[str, Any]) -> Model:
+    """The model of a checkpoint, by the preset that its training names."""
+    if config["pretraining"].get("preset", "small") == "small":
+        from components.serving.small import SmallModel
+
+        return SmallModel(checkpoint, config)
+    from components.serving.full import FullModel
+
+    return FullModel(checkpoint, config)
 
 
 def load(checkpoint: Path, embodiment: str | None = None) -> Policy:

@@ -36,11 +36,17 @@ from tests.made_training import VALUES, write
 
 EVERY, PATIENCE_S = 6, 300.0
 STAGE_COMMAND = ["-m", "components", "pretraining"]
-STAGE_COMMAND += ["tiny/episodes", "tiny/captions", "tiny/plan", "data/checkpoint"]
+STAGE_COMMAND += [
+    "tiny/episodes",
+    "tiny/captions",
+    "tiny/plan",
+    "tiny/init.json",
+    "data/checkpoint",
+]
 STAGE = f"""stages:
   pretraining:
     cmd: python {" ".join(STAGE_COMMAND)}
-    deps: [components, models, tiny/episodes, tiny/captions, tiny/plan]
+    deps: [components, models, tiny/episodes, tiny/captions, tiny/plan, tiny/init.json]
     params: [pretraining]
     outs: [data/checkpoint]
     metrics: [metrics/pretraining.json: {{cache: false}}]

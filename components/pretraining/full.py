@@ -1,0 +1,129 @@
+"""The full model for a run: its preset's sizes, what the data bring, and what learns.
+
+The small model's view and loop serve it as they are; `full_windows.py` makes its batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from components import encoders, shards
+from components.encoders import Cache, PictureCodec, TextEncoder
+from components.errors import UserError
+from components.pretraining.initial import Initial
+from components.pretraining.stage import Config
+from models.draws import Chances, Coupling
+from models.presets import PRESETS, Preset
+from models.wall import WallModel
+from models.wall_shape import WallShape, Weights
+
+READS_WORDS = {"text", "text_norm", "read_text"}  # what learns in the stage `text`
+
+
+def preset(config: Config) -> Preset:
+    """Sizes of the model that a run trains."""
+    return PRESETS[config.preset]
+
+
+def codec(config: Config, initial: Initial) -> PictureCodec:
+    """The VAE that was declared, or patches of pictures."""
+    return encoders.picture_codec(_at(initial, "vae"), config.full.codec_px, config.device)
+
+
+def text_encoder(config: Config, initial: Initial) -> TextEncoder:
+    """The UMT5 that was declared, or the small sentence model."""
+    return encoders.text_encoder(_at(initial, "text"), preset(config).text_tokens, config.device)
+
+
+def _at(initial: Initial, part: str) -> Path | None:
+    return Path(initial[part]["from"]) if part in initial else None
+
+
+def cache() -> Cache:
+    """Where frozen encoders' outputs are kept: the store, outside every stage's outputs."""
+    return Cache(shards.place() / "encodings")
+
+
+def keep_words(config: Config, initial: Initial, words: list[str]) -> None:
+    """Encode all sentences of a training, and silence, before its workers ask for them."""
+    cache().texts(text_encoder(config, initial), sorted({*words, ""}))
+
+
+def picture_px(config: Config, initial: Initial) -> int:
+    """Side of the square pictures whose latents have the preset's size."""
+    return preset(config).latent_px[0] * codec(config, initial).side_px
+
+
+def coupling(config: Config) -> Coupling:
+    """The video tower alone learns without actions."""
+    return "video" if config.full.stage == "video" else config.full.coupling
+
+
+def shape(config: Config, initial: Initial) -> WallShape:
+    """The preset's, with what the encoders bring and the run chooses."""
+    f, sizes = config.full, preset(config).shape
+    channels = codec(config, initial).channels
+    text_width = text_encoder(config, initial).width
+    return replace(
+        sizes,
+        video=replace(sizes.video, latent_channels=channels, text_width=text_width),
+        action=replace(sizes.action, prediction=f.prediction),
+        coupling=coupling(config),
+        weights=Weights(
+            video=f.video_weight, tube=f.tube_weight, dct=f.dct_weight, left=f.left_weight,
+            done=f.done_weight,
+        ),
+    )  # fmt: skip
+
+
+def chances(config: Config) -> Chances:
+    """How training draws; caption drop comes from the receipt's order, not from here."""
+    f = config.full
+    return Chances(
+        coupling=coupling(config),
+        action_samples=f.action_samples if coupling(config) == "asymmetric" else 1,
+        shift=preset(config).shape.shift, tube_probability=f.tube_probability,
+        tube_side=f.tube_side, shortest_s=0.0, longest_s=1.0,
+    )  # fmt: skip
+
+
+def model(config: Config, initial: Initial) -> WallModel:
+    """With random or declared initial weights; what does not learn in this stage is frozen."""
+    from components.pretraining import starting
+
+    made = WallModel(shape(config, initial))
+    starting.load(made, initial)
+    freeze(made, config.full.stage)
+    return made
+
+
+def freeze(made: WallModel, stage: str) -> None:
+    """Leave only the parts that a stage of the recipe trains."""
+    for name, parameter in made.named_parameters():
+        tower, *inside = name.split(".")
+        words = stage == "text" and bool(READS_WORDS & set(inside))
+        parameter.requires_grad_(stage in ("joint", tower) or words)
+
+
+def check(info: dict[str, Any], config: Config) -> None:
+    """UserError that lists everything in the data for which the preset has no room."""
+    limits = preset(config).shape.limits
+    robots = info["embodiments"]
+    wrong = [
+        f"{what}: expected at most {most}, got {got}"
+        for what, got, most in (
+            ("cameras", len(info["cameras"]), limits.cameras),
+            ("embodiments", len(robots), limits.embodiments),
+            *((f"state of {r['name']}", len(r["state_names"]), limits.state_width) for r in robots),
+            *((f"action of {r['name']}", len(r["action_names"]), limits.action_width)
+              for r in robots),
+        )
+        if got > most
+    ]  # fmt: skip
+    if wrong:
+        raise UserError(
+            f"pretraining: the data do not fit preset {config.preset}: {'; '.join(wrong)}. Choose "
+            "a larger preset, or drop cameras in ingestion."
+        )

@@ -1,0 +1,151 @@
+"""Draws of the receipt become batches of the full model: windows, encoded and packed into rows.
+
+Which events, anchors and captions, and in which order, is what `windows.py` says. Latent frames lie
+at the anchor and every 1 / latent_hz seconds after it; one that would lie past the event's end
+shows its last picture. An event longer than the preset's budget gives windows of the budget.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from components.encoders import FRAMES_PER_LATENT, PatchCodec
+from components.errors import DataError
+from components.pretraining import full
+from components.pretraining.frame_files import Index
+from components.pretraining.stage import Config
+from components.pretraining.windows import Windows
+from models.masks import shown
+from models.packed import Packed
+from models.windows import Window
+
+TEXTS = 4096  # encoded sentences that are kept in memory
+
+
+class Span(NamedTuple):
+    """One window in frames of its episode."""
+
+    anchor: int
+    end: int  # one past its last control step
+    last: int  # one past the last picture that it may show
+    clean: int  # latent frames that are given
+    frames: int  # all its latent frames
+    left_s: float | None
+    done: float | None
+
+
+class FullWindows(Windows):
+    """The training view and the receipt's order of draws, for the full model."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        super().__init__(folder, config)
+        full.check(self.info, config)
+        self.initial = self.info["initial"]
+        self.shape = full.shape(config, self.initial)
+        self.chances = full.chances(config)
+        self.codec = full.codec(config, self.initial)
+        self.encoder, self.cache = full.text_encoder(config, self.initial), full.cache()
+        self._text = lru_cache(TEXTS)(self._encoded)
+
+    def _windows(  # type: ignore[override]  # a batch of the full model
+        self, events: Index, anchor: Index, keep_caption: npt.NDArray[np.bool_]
+    ) -> Packed:
+        """One window an event, several to a row. DataError names the event that does not fit."""
+        limits = self.shape.limits
+        windows = []
+        for event, at, said in zip(events.tolist(), anchor.tolist(), keep_caption, strict=True):
+            window = self.window(event, self.span(event, at), self.words(event) if said else "")
+            try:
+                window.check(limits)
+            except ValueError as error:
+                episode = self.info["episode_ids"][event]
+                raise DataError(
+                    f"{self.folder}: event {self.info['event_ids'][event]} of episode {episode}: "
+                    f"{error}"
+                ) from None
+            windows.append(window)
+        return Packed.of(windows, limits, self.chances)
+
+    def words(self, event: int) -> str:
+        """The text side of an event."""
+        told: list[str] = self.info["captions" if self.config.full.words == "event" else "tasks"]
+        return told[event]
+
+    def span(self, event: int, anchor: int) -> Span:
+        """From the anchor to the event's end or, in unified mode, a chunk with its history."""
+        a, f, hz = self.arrays, self.config.full, self.shape.latent_hz
+        episode = a["event_episode"][event]
+        step_s = float(a["step_s"][episode])
+        start, end = int(a["event_start"][event]), int(a["event_end"][event])
+        length = int(a["first_frame"][episode + 1] - a["first_frame"][episode])
+        clean = 1 + f.history_frames
+        most_s = (self.shape.max_frames - clean) / hz
+        left_s, done = (end - anchor) * step_s, (anchor - start) / (end - start)
+        if f.windows == "chunk":
+            cut = min(anchor + max(1, round(f.chunk_s / step_s)), length)
+            seconds, last = f.chunk_s, length
+        else:
+            cut = min(end, anchor + min(self.shape.max_steps, max(1, int(most_s / step_s))))
+            seconds, last = (cut - anchor) * step_s, end
+        ahead = max(1, min(self.shape.max_frames - clean, int(np.ceil(seconds * hz - 1e-6))))
+        known = f.words == "event"  # a task's sentence does not say which event this is
+        ends = (left_s, done) if known else (None, None)
+        return Span(anchor, cut, last, clean, clean + ahead, *ends)
+
+    def window(self, event: int, span: Span, words: str) -> Window:
+        """What the model is shown of one span, under the words given."""
+        a, sizes = self.arrays, self.shape.action
+        episode = int(a["event_episode"][event])
+        base, step_s = int(a["first_frame"][episode]), float(a["step_s"][episode])
+        seen = torch.from_numpy(a["view_mask"][episode])
+        latents, box = self._latents(episode, base, span, step_s)
+        text = self._text(words)
+        return Window(
+            latents=latents,
+            clean=span.clean,
+            frame_s=(torch.arange(span.frames) - span.clean + 1) / self.shape.latent_hz,
+            camera=torch.where(seen, torch.arange(len(seen)), -1),
+            inside=box[:, None].expand(-1, span.frames, -1),
+            text=text,
+            text_mask=torch.ones(len(text), dtype=torch.bool),
+            state=_wide(a["state"][base + span.anchor], sizes.state_width),
+            state_mask=torch.arange(sizes.state_width) < int(a["state_width"][episode]),
+            embodiment=int(a["embodiment"][episode]),
+            actions=_wide(a["action"][base + span.anchor : base + span.end], sizes.action_width),
+            action_mask=torch.arange(sizes.action_width) < int(a["action_width"][episode]),
+            step_s=step_s,
+            left_s=span.left_s,
+            done=span.done,
+        )
+
+    def _latents(self, episode: int, base: int, span: Span, step_s: float) -> tuple[Tensor, Tensor]:
+        """(V, C, F, h, w), and which patches (V, P) show the picture: black borders do not."""
+        each = 1 if isinstance(self.codec, PatchCodec) else FRAMES_PER_LATENT
+        count = (span.frames - 1) * each + 1
+        at_s = (np.arange(count) / each - (span.clean - 1)) / self.shape.latent_hz
+        at = np.clip(span.anchor + np.round(at_s / step_s).astype(np.int64), 0, span.last - 1)
+        places = self.arrays["frame_place"][base + at]
+        frames = self.frames.read(np.array([episode]), places[None])[0]
+        pictures = torch.from_numpy(frames).permute(1, 4, 0, 2, 3).float() / 127.5 - 1
+        anchor = (span.clean - 1) * each
+        boxes = torch.stack([shown(view[:, anchor], self.codec.side_px) for view in pictures])
+        if isinstance(self.codec, PatchCodec):
+            return self.codec.stills(pictures), boxes
+        return self.cache.pictures(self.codec, pictures), boxes
+
+    def _encoded(self, words: str) -> Tensor:
+        return self.cache.texts(self.encoder, [words])[0]
+
+
+def _wide(values: npt.NDArray[np.float32], width: int) -> Tensor:
+    """(..., n) padded with zeros to the model's width, which has room for every robot."""
+    padded = np.zeros((*values.shape[:-1], width), np.float32)
+    padded[..., : values.shape[-1]] = values
+    return torch.from_numpy(padded)

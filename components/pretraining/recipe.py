@@ -1,0 +1,64 @@
+"""How the full model of `models/wall.py` is trained: the stages of WALL-WM's recipe as values.
+
+A stage says which parts learn. Video: the video tower on frozen text features. Action: the action
+tower, the video tower frozen. Text: only what reads words, in both towers. Joint: both towers at
+once, for small end-to-end runs. One training is one stage; the next starts from its checkpoint.
+The preset of `models/presets.py` gives the sizes, this what a run chooses.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field, model_validator
+
+
+class FullConfig(BaseModel, frozen=True, extra="forbid"):
+    """Values of the full model's training; the small model reads none of them."""
+
+    stage: Literal["joint", "video", "action", "text"] = Field(
+        description="What learns: both towers, the video's, the action's, or what reads words."
+    )
+    coupling: Literal["symmetric", "asymmetric"] = Field(
+        description="Both towers at one noise level, or N_d action draws that share one pass of "
+        "the frozen video at the anchor step (stage action only)."
+    )
+    action_samples: int = Field(ge=1, description="N_d of the asymmetric coupling.")
+    prediction: Literal["v", "x"] = Field(
+        description="What the action tower's head says: velocity, or the clean action."
+    )
+    windows: Literal["event", "chunk"] = Field(
+        description="To the event's end, or a fixed span whatever happens in it (unified mode)."
+    )
+    chunk_s: float = Field(gt=0, description="Length of a chunk, seconds.")
+    history_frames: int = Field(ge=0, description="Latent frames before the anchor, in chunks.")
+    words: Literal["event", "task"] = Field(
+        description="The text side: the event's caption, or the task's sentence."
+    )
+    codec_px: int = Field(
+        ge=1, description="Side of the patch that is one latent pixel, where no VAE is given."
+    )
+    tube_probability: float = Field(
+        ge=0, le=1, description="How often a tube hides a part of one view from the video tower."
+    )
+    tube_side: int = Field(ge=1, description="Side of a tube, patches.")
+    video_weight: float = Field(ge=0, description="Of the video's loss; the action's counts 1.")
+    tube_weight: float = Field(ge=1, description="Of a patch behind a tube, in the video's loss.")
+    dct_weight: float = Field(ge=0, description="Of the loss against jitter; 0 switches it off.")
+    left_weight: float = Field(ge=0, description="Of the loss of the seconds left.")
+    done_weight: float = Field(ge=0, description="Of the loss of the part that is done.")
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> FullConfig:
+        """A frozen video at the anchor step teaches the video tower nothing."""
+        if self.coupling == "asymmetric" and self.stage != "action":
+            raise ValueError(
+                f"coupling asymmetric freezes the video tower, so stage must be action, got "
+                f"{self.stage}"
+            )
+        if self.windows == "event" and self.history_frames:
+            raise ValueError(
+                f"event windows begin at their anchor, so history_frames must be 0, got "
+                f"{self.history_frames}"
+            )
+        return self

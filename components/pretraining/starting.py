@@ -1,0 +1,91 @@
+"""Initial weights into a new model: a published video tower, or an earlier version of ours."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.errors import DataError, UserError
+from components.pretraining.initial import Initial
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from models.wall import WallModel
+    from models.wam import WorldActionModel
+
+
+def earlier(initial: Initial) -> dict[str, Any]:
+    """config.json of the earlier version; empty without one."""
+    if "model" not in initial:
+        return {}
+    path = Path(initial["model"]["from"]) / "config.json"
+    config: dict[str, Any] = json.loads(path.read_text())
+    return config
+
+
+def load(model: WallModel | WorldActionModel, initial: Initial) -> None:
+    """Put declared weights in place, all checked before the first number is copied.
+
+    UserError for a model of other sizes, DataError for missing, unknown or misshapen parameters.
+    """
+    from models.wall import WallModel
+
+    if "model" in initial:
+        if "video" in initial:
+            raise UserError("inputs/init.json: video and model both start the video; give one.")
+        _load_ours(model, Path(initial["model"]["from"]), earlier(initial))
+    elif "video" in initial:
+        from components.weights import load_wan, weights
+
+        if not isinstance(model, WallModel):
+            raise UserError(
+                "inputs/init.json: video: expected a preset of the full model for Wan's weights, "
+                "got pretraining.preset small; choose another preset or remove the entry."
+            )
+        load_wan(model.video, weights(Path(initial["video"]["from"])))
+
+
+def _load_ours(model: WallModel | WorldActionModel, folder: Path, config: dict[str, Any]) -> None:
+    from safetensors.torch import load_file
+
+    if wrong := _other_sizes(model, config):
+        raise UserError(
+            f"{folder}: {'; '.join(wrong)}. Train the same preset, cameras and encoders, or start "
+            "from random numbers."
+        )
+    found = load_file(folder / "model.safetensors")
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    problems = [f"{n}: missing" for n in sorted(parameters.keys() - found.keys())]
+    problems += [f"{n}: unknown" for n in sorted(found.keys() - parameters.keys())]
+    problems += [
+        f"{n}: expected shape {tuple(parameters[n].shape)}, got {tuple(found[n].shape)}"
+        for n in sorted(parameters.keys() & found.keys())
+        if parameters[n].shape != found[n].shape
+    ]
+    problems += [f"{n}: NaN or infinite" for n, t in found.items() if not t.isfinite().all()]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DataError(f"{folder}/model.safetensors: {'; '.join(problems[:5])}{more}.")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(found[name])
+
+
+def _other_sizes(model: WallModel | WorldActionModel, config: dict[str, Any]) -> list[str]:
+    """What differs in size; what a stage of the recipe chooses may."""
+    from models.wall import WallModel
+    from models.wall_shape import WallShape
+
+    got, expected = config["shape"], model.shape.as_dict()
+    if isinstance(model, WallModel) and "video" in got and "action" in got:
+        before = WallShape.from_dict(got)
+        same = replace(before, coupling=model.shape.coupling, weights=model.shape.weights)
+        got = same.as_dict()
+    names = sorted(expected.keys() | got.keys())
+    return [
+        f"{n}: expected {expected.get(n)}, got {got.get(n)}"
+        for n in names
+        if expected.get(n) != got.get(n)
+    ]

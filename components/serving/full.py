@@ -1,0 +1,121 @@
+"""The full model of `models/wall.py` as what a policy asks; see `models/acting.py`.
+
+Event mode executes until the model says that the event ends. Unified mode executes a chunk of fixed
+length; the words may be the task's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from components import encoders
+from components.errors import DataError, UserError
+from components.serving.asked import Asked, Told
+from models.acting import Chunk, plan
+from models.masks import shown
+from models.wall import WallModel
+from models.wall_shape import WallShape
+from models.windows import Window
+
+
+class FullModel:
+    """Weights of a checkpoint, and the frozen encoders that it was trained with."""
+
+    def __init__(self, checkpoint: Path, config: dict[str, Any]) -> None:
+        self.shape = WallShape.from_dict(config["shape"])
+        values = config["pretraining"]
+        self.values, self.denoise_steps = values["full"], values["denoise_steps"]
+        _check_acts(checkpoint, self.shape, self.values)
+        self.model = WallModel(self.shape)
+        self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        self.model.eval()
+        self.size_px, self.max_steps = config["picture_px"], self.shape.max_steps
+        self.embodiments = {name: row for row, name in enumerate(config["embodiment_ids"])}
+        vae, text = (_folder(config["initial"], part) for part in ("vae", "text"))
+        self.codec = encoders.picture_codec(vae, self.values["codec_px"], "cpu")
+        self.encoder = encoders.text_encoder(text, config["text_tokens"], "cpu")
+        for part, encoder in (("vae", self.codec), ("text", self.encoder)):
+            if encoder.digest != config["encoders"][part]:
+                raise DataError(
+                    f"{checkpoint}/config.json: {part}: expected the encoder with digest "
+                    f"{config['encoders'][part]}, got {encoder.digest}; bring its weights back."
+                )
+        self._texts: dict[str, Tensor] = {}
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Encode sentences before anybody waits for them."""
+        if texts:
+            self._texts |= dict(zip(texts, self.encoder.encode(list(texts)), strict=True))
+
+    def plan(self, asked: Asked) -> Told:
+        """The rest of the event that the words name, or a chunk."""
+        window = self._window(asked)
+        found = plan(
+            self.model, [window], denoise_steps=self.denoise_steps, random=asked.random,
+            chunk=self._chunk(asked.step_s),
+        )  # fmt: skip
+        steps = int(found.steps[0])
+        remaining = steps
+        if self.values["windows"] == "chunk" and self.values["words"] == "event":
+            remaining = max(1, round(float(found.left_s[0]) / asked.step_s))
+        return Told(found.actions[0, :steps], remaining, float(found.done[0]))
+
+    def _chunk(self, step_s: float) -> Chunk | None:
+        if self.values["windows"] == "event":
+            return None
+        seconds = self.values["chunk_s"]
+        frames = math.ceil(seconds * self.shape.latent_hz - 1e-6)
+        return Chunk(max(1, frames), max(1, round(seconds / step_s)))
+
+    def _window(self, asked: Asked) -> Window:
+        """The anchor alone: what is seen now."""
+        sizes, size = self.shape.action, self.size_px
+        there = torch.tensor([picture is not None for picture in asked.pictures])
+        black = torch.full((3, size, size), -1.0)
+        pictures = torch.stack([black if p is None else p for p in asked.pictures])
+        if asked.words not in self._texts:
+            self.remember([asked.words])
+        text = self._texts[asked.words]
+        return Window(
+            latents=self.codec.encode(pictures[:, :, None]),
+            clean=1,
+            frame_s=torch.zeros(1),
+            camera=torch.where(there, torch.arange(len(there)), -1),
+            inside=torch.stack([shown(p, self.codec.side_px) for p in pictures])[:, None],
+            text=text,
+            text_mask=torch.ones(len(text), dtype=torch.bool),
+            state=torch.from_numpy(np.pad(asked.state, (0, sizes.state_width - len(asked.state)))),
+            state_mask=torch.arange(sizes.state_width) < len(asked.state),
+            embodiment=self.embodiments[asked.embodiment],
+            actions=torch.zeros(0, sizes.action_width),
+            action_mask=torch.arange(sizes.action_width) < asked.action_width,
+            step_s=asked.step_s,
+            left_s=None,
+            done=None,
+        )
+
+
+def _check_acts(checkpoint: Path, shape: WallShape, values: dict[str, Any]) -> None:
+    """UserError for a checkpoint whose training cannot have taught it to act."""
+    if shape.coupling == "video":
+        raise UserError(
+            f"{checkpoint}: expected a model that acts; got one of the recipe's stage video. "
+            "Train the stage action from it: name it in inputs/init.json."
+        )
+    if values["history_frames"]:
+        raise UserError(
+            f"{checkpoint}: the model wants {values['history_frames']} frames of history; the "
+            "policy server is shown one instant. Train with history_frames 0 to serve it."
+        )
+
+
+def _folder(initial: dict[str, Any], part: str) -> Path | None:
+    return Path(initial[part]["from"]) if part in initial else None

@@ -1,0 +1,386 @@
+"""The trainer on a preset of the full model: batches, stages of the recipe, resuming, acting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from components import params
+from components.errors import DataError, UserError
+from components.outputs import sha256, write_json
+from components.pretraining import chosen, full, initial, results, stage, starting, view
+from components.pretraining.full_windows import FullWindows
+from components.pretraining.saver import Saver
+from components.pretraining.training import SKIPPED, Training
+from components.serving.policy import Policy
+from tests.made_training import BATCH, EPISODES, STEPS, VALUES, write
+from tests.muon_ranks import on_ranks
+
+FULL: dict[str, Any] = VALUES | {"preset": "tiny", "processes": 1}
+ACTION = {"stage": "action", "coupling": "asymmetric"}
+
+
+def config(of: dict[str, Any] | None = None, **changes: Any) -> stage.Config:
+    """Values with changes; `of` changes those of the full model."""
+    return stage.Config.model_validate(FULL | changes | {"full": FULL["full"] | (of or {})})
+
+
+def built(data: Path, folder: Path, chosen: stage.Config) -> Path:
+    view.build(data / "episodes", data / "captions", data / "plan", folder, chosen)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def folder(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The training view of the made episodes: 24 px, latents of 4 x 4."""
+    return built(data, tmp_path_factory.mktemp("view"), config())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A group of one rank, computing as the workers do, and a store of its own."""
+    meeting = tmp_path_factory.mktemp("group") / "rendezvous"
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GLOO_SOCKET_IFNAME", "lo")
+        patch.setenv("WAMFLOW_STORE", str(tmp_path_factory.mktemp("store")))
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=0, world_size=1)
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+        dist.destroy_process_group()
+
+
+def trained(
+    folder: Path, steps: range, chosen_: stage.Config | None = None, store: Path | None = None
+) -> Training:
+    """A training after some steps; with `store`, from its last state, and its state is saved."""
+    values = chosen_ or config()
+    training = Training(chosen.windows(folder, values), values)
+    saver = Saver(store, 2, 60.0) if store else None
+    assert (saver.resume(training.state()) if saver else 0) == steps.start
+    for step in steps:
+        training.step(step, training.windows.batch(step, training.rank, training.world_size))
+    if saver:
+        saver.save(steps.stop, training.state())
+        saver.wait()
+    return training
+
+
+def windows(folder: Path, **of: Any) -> FullWindows:
+    return FullWindows(folder, config(of))
+
+
+# --- batches ------------------------------------------------------------------------------------
+
+
+def test_the_receipts_draws_are_the_small_models(folder: Path) -> None:
+    """Order, anchors and caption drop are those of `windows.py`; ranks share them evenly."""
+    mine = windows(folder)
+    one, two = mine.batch(3, 0, 1), [mine.batch(3, rank, 2) for rank in range(2)]
+    both = [w for pair in zip(*(b.windows for b in two), strict=True) for w in pair]
+    assert len(one.windows) == len(both) == BATCH
+    for a, b in zip(one.windows, both, strict=True):
+        assert torch.equal(a.actions, b.actions) and torch.equal(a.latents, b.latents)
+        assert torch.equal(a.text, b.text)
+    small = chosen.windows(folder, config(preset="small")).batch(3, 0, 1)
+    lengths = [min(len(w.actions), 20) for w in one.windows]
+    assert lengths == small.length.tolist()
+    dropped = [not bool(text.any()) for text in small.text]
+    silent = mine._text("")
+    assert [torch.equal(w.text, silent) for w in one.windows] == dropped
+
+
+def test_windows_hold_the_recorded_signals_and_pictures(folder: Path) -> None:
+    mine = windows(folder)
+    batch = mine.validation()
+    assert batch is not None and len(batch.windows) == 2
+    a = mine.arrays
+    for event, window in zip(np.flatnonzero(a["event_validation"]), batch.windows, strict=True):
+        base = a["first_frame"][a["event_episode"][event]] + a["event_start"][event]
+        assert torch.equal(window.actions[:, :4], torch.from_numpy(a["action"][base : base + 20]))
+        assert not window.actions[:, 4:].any() and window.action_mask.sum() == 4
+        assert window.left_s == pytest.approx(20 / 80) and window.done == 0
+        frame = mine.codec.decode(window.latents[:, :, :1])[0, :, 0]
+        bar = (frame[0] > 0).float().mean(0) > 0.5
+        assert bar.nonzero().min() == (a["event_start"][event] + EPISODES - 1) % 20
+        assert window.latents.shape[2] == 2  # 0.25 s at 4 Hz: the anchor and one to come
+
+
+def test_events_share_rows_and_the_share_of_padding_is_told(folder: Path) -> None:
+    batch = windows(folder).batch(0, 0, 1)
+    frames = sum(w.latents.shape[2] for w in batch.windows)
+    assert len(batch.rows.latents) == 1 and batch.rows.latents.shape[3] == frames == 16
+    assert batch.packing == 1
+    curve = trained(folder, range(2)).curve[:2]
+    assert (curve[:, :-4] > 0).all() and (curve[:, SKIPPED] == 0).all()
+
+
+def test_a_long_event_gives_windows_of_the_budget_and_chunks_run_past_events(
+    data: Path, tmp_path: Path
+) -> None:
+    values = config({"windows": "chunk", "chunk_s": 0.3, "history_frames": 1, "words": "task"})
+    mine = FullWindows(built(data, tmp_path / "chunks", _made(tmp_path, values)), values)
+    batch = mine.batch(0, 0, 1)
+    assert {w.clean for w in batch.windows} == {2}
+    assert {len(w.actions) for w in batch.windows} > {24}, "0.3 s at 80 Hz, past 20-step events"
+    assert all(w.left_s is None and w.done is None for w in batch.windows)
+    assert mine.words(0) == "open the door"
+    training = trained(mine.folder, range(2), values)
+    named = dict(zip(training.columns, training.curve[1].tolist(), strict=True))
+    assert named["action"] > 0 and named["left"] == named["done"] == 0
+    event = windows(mine.folder)
+    event.arrays["event_end"] = event.arrays["event_end"] + 20
+    event.shape = event.shape.__class__(**vars(event.shape) | {"max_steps": 9})
+    span = event.span(0, 0)
+    assert (span.end, span.left_s) == (9, pytest.approx(40 / 80))
+
+
+def _made(folder: Path, values: stage.Config) -> stage.Config:
+    (folder / "chunks").mkdir()
+    return values
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def test_a_resumed_training_is_an_undisturbed_one_to_the_bit(folder: Path, tmp_path: Path) -> None:
+    trained(folder, range(2), store=tmp_path)
+    resumed = trained(folder, range(2, 4), store=tmp_path)
+    straight = trained(folder, range(4))
+    assert torch.equal(resumed.curve, straight.curve)
+    for name, value in straight.state().items():
+        assert torch.equal(resumed.state()[name], value), name
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # slower, not wrong
+def test_recomputation_changes_no_bit_and_bfloat16_little(folder: Path) -> None:
+    plain = trained(folder, range(2))
+    again = trained(folder, range(2), config(recompute=True))
+    assert torch.equal(plain.curve, again.curve)
+    low = trained(folder, range(2), config(precision="bfloat16"))
+    assert not torch.equal(plain.curve, low.curve)
+    assert np.allclose(plain.curve[:2, 0], low.curve[:2, 0], rtol=0.03)
+
+
+@pytest.mark.parametrize("name", ["video", "action", "text", "joint"])
+def test_a_stage_of_the_recipe_moves_its_own_parts_and_no_others(folder: Path, name: str) -> None:
+    values = config(ACTION if name == "action" else {"stage": name})
+    training = Training(chosen.windows(folder, values), values)
+    before = {n: p.detach().clone() for n, p in training.model.named_parameters()}
+    for step in range(2):
+        training.step(step, training.windows.batch(step, 0, 1))
+    now = dict(training.model.named_parameters())
+    moved = {n for n, p in before.items() if not torch.equal(p, now[n])}
+    learns = {n for n, p in now.items() if p.requires_grad}
+    assert moved <= learns and len(moved) > 0.8 * len(learns)
+    towers = {n.split(".")[0] for n in learns}
+    assert towers == ({name} if name in ("video", "action") else {"video", "action"})
+    if name == "text":
+        assert all(".text" in f".{n}" or "read_text" in n for n in learns)
+        assert "video.text.up.weight" in moved
+        assert "action.text.weight" in learns  # its head starts at zero: nothing to learn yet
+    assert torch.isfinite(training.curve[:2]).all()
+
+
+def _on_rank(folder: str, store: str, parallel: str, of: dict[str, Any]) -> dict[str, Any]:
+    """Whole weights and losses after two steps on this rank."""
+    import os
+
+    from components.pretraining import placement
+
+    os.environ["WAMFLOW_STORE"] = store
+    training = trained(Path(folder), range(2), config(of, processes=2, parallel=parallel))
+    weights = {n: placement.full(p.detach()) for n, p in training.model.named_parameters()}
+    return {"weights": weights, "curve": training.curve[:2]}
+
+
+@pytest.mark.slow
+def test_fsdp2_moves_as_plain_data_parallel(folder: Path, tmp_path: Path) -> None:
+    """Two ranks, the video frozen. Only the norm for clipping is summed in another order."""
+    plain, sharded = (
+        on_ranks(2, _on_rank, str(folder), str(tmp_path), parallel, ACTION)[0]
+        for parallel in ("replicated", "sharded")
+    )
+    assert np.allclose(plain["curve"], sharded["curve"], rtol=1e-4, atol=1e-5)
+    for name, weight in plain["weights"].items():
+        assert (sharded["weights"][name] - weight).abs().max() < 1e-5, name
+
+
+# --- what training leaves, and acting with it ---------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of four steps."""
+    out = tmp_path_factory.mktemp("checkpoint")
+    training = trained(folder, range(4))
+    training.curve = training.curve[:4]
+    results.write(training, out)
+    return out
+
+
+def seen(**changes: Any) -> dict[str, Any]:
+    return {
+        "observation/top": np.full((24, 24, 3), 30, np.uint8),
+        "observation/state": np.zeros(4, np.float32),
+        "prompt": "open the door: pull",
+        "seed": 3,
+    } | changes
+
+
+def test_the_report_and_curve_name_every_loss(checkpoint: Path) -> None:
+    report = stage.Report.model_validate_json((checkpoint / "report.json").read_text())
+    names = {"action", "video", "left", "dct", "done"}
+    assert set(report.losses_last) == set(report.validation_losses or {}) == names
+    assert report.action_loss_last == report.losses_last["action"]
+    header = (checkpoint / "curve.csv").read_text().splitlines()[0]
+    assert header.startswith("step,loss,action,video,left,dct,done,packing,gradient_norm")
+
+
+def test_a_policy_acts_with_the_checkpoint(checkpoint: Path) -> None:
+    policy = Policy(checkpoint, "arm")
+    reply = policy.infer(seen())
+    actions, remaining = reply["actions"], reply["event_remaining"]
+    assert actions.shape == (remaining, 4) and 1 <= remaining <= policy.metadata["max_steps"]
+    assert np.isfinite(actions).all() and 0 <= reply["event_done"] <= 1
+    assert np.array_equal(actions, policy.infer(seen())["actions"])
+    assert not np.array_equal(actions, policy.infer(seen(seed=4))["actions"])
+    assert not np.array_equal(actions, policy.infer(seen(prompt="something else"))["actions"])
+    with pytest.raises(UserError, match="'observation/top' is missing"):
+        policy.infer({k: v for k, v in seen().items() if k != "observation/top"})
+
+
+def test_a_model_that_cannot_act_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "normalisation.json", "event_plans.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    read = json.loads((checkpoint / "config.json").read_text())
+    read["shape"]["coupling"] = "video"
+    write_json(tmp_path / "config.json", read)
+    with pytest.raises(UserError, match=r"expected a model that acts; got one of .* stage video"):
+        Policy(tmp_path)
+
+
+# --- initial weights ----------------------------------------------------------------------------
+
+
+def declared(folder: Path, path: Path) -> Path:
+    """init.json that names an earlier version."""
+    files = initial.listed("model", folder)
+    write_json(path, {"model": {"from": str(folder), "sha256": files}})
+    return path
+
+
+def test_the_next_stage_starts_from_the_version_before(
+    data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    start = initial.read(declared(checkpoint, tmp_path / "init.json"))
+    values, place = config(ACTION), tmp_path / "view"
+    place.mkdir()
+    view.build(data / "episodes", data / "captions", data / "plan", place, values, start)
+    training = trained(place, range(2), values)
+    from safetensors.torch import load_file
+
+    before = load_file(checkpoint / "model.safetensors")
+    now = dict(training.model.named_parameters())
+    assert all(torch.equal(now[n], w) for n, w in before.items() if n.startswith("video."))
+    assert not torch.equal(now["action.head.weight"], before["action.head.weight"])
+    training.curve = training.curve[:2]
+    out = tmp_path / "out"
+    out.mkdir()
+    results.write(training, out)
+    told = json.loads((out / "config.json").read_text())["initial"]["model"]["sha256"]
+    assert told["model.safetensors"] == sha256(checkpoint / "model.safetensors")
+
+
+def test_wrong_initial_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    path = declared(checkpoint, tmp_path / "init.json")
+    good = json.loads(path.read_text())
+    for value, said in (
+        ([], "expected an object, got list"),
+        ({"vea": {}}, "vea: unknown; expected one of model, video, vae, text"),
+        ({"model": {"from": "x"}}, "model: expected"),
+        ({"model": good["model"] | {"from": str(tmp_path)}}, "expected a checkpoint of ours"),
+        ({"vae": good["model"] | {"from": str(tmp_path / "no")}}, "expected a folder of weights"),
+    ):
+        write_json(path, value)
+        with pytest.raises(UserError, match=said):
+            initial.read(path)
+    good["model"]["sha256"]["config.json"] = "0" * 64
+    write_json(path, good)
+    with pytest.raises(DataError, match=r"config\.json: expected 0000.*, got [0-9a-f]{64}"):
+        initial.read(path)
+
+
+def test_weights_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    start = initial.read(declared(checkpoint, tmp_path / "init.json"))
+    other = full.model(config({"codec_px": 3}), {})
+    with pytest.raises(UserError, match=r"video: expected .*'latent_channels': 27.*got .*108"):
+        starting.load(other, start)
+    weights = load_file(checkpoint / "model.safetensors")
+    weights["action.head.bias"] = torch.full((3,), float("nan"))
+    del weights["video.head.bias"]
+    save_file(weights | {"more": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    start["model"]["from"] = str(tmp_path)
+    with pytest.raises(DataError) as failure:
+        starting.load(full.model(config(), {}), start)
+    for said in (
+        "video.head.bias: missing", "more: unknown", "action.head.bias: NaN or infinite",
+        "action.head.bias: expected shape (16,), got (3,)",
+    ):  # fmt: skip
+        assert said in str(failure.value)
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def test_data_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
+    info = json.loads((folder / "view.json").read_text())
+    robot = info["embodiments"][0]
+    info["cameras"] = [f"c{n}" for n in range(5)]
+    info["embodiments"] = [robot | {"name": f"r{n}"} for n in range(5)]
+    info["embodiments"][4]["state_names"] = ["x"] * 33
+    with pytest.raises(UserError) as failure:
+        full.check(info, config())
+    for said in (
+        "cameras: expected at most 4, got 5", "embodiments: expected at most 4, got 5",
+        "state of r4: expected at most 32, got 33",
+    ):  # fmt: skip
+        assert said in str(failure.value)
+
+
+def test_bad_numbers_name_their_event(folder: Path) -> None:
+    mine = windows(folder)
+    event = int(mine.drawn(0)[0])
+    base = mine.arrays["first_frame"][mine.arrays["event_episode"][event]]
+    first, last = base + mine.arrays["event_start"][event], base + mine.arrays["event_end"][event]
+    mine.arrays["action"][first:last] = np.nan
+    name = mine.info["event_ids"][event]
+    with pytest.raises(DataError, match=rf"event {name} of episode .*actions: expected finite"):
+        mine.batch(0, 0, 1)
+
+
+def test_recipes_that_contradict_themselves_are_refused() -> None:
+    for of, said in (
+        ({"coupling": "asymmetric"}, "stage must be action, got joint"),
+        ({"history_frames": 2}, "history_frames must be 0, got 2"),
+    ):
+        values = {"pretraining": FULL | {"full": FULL["full"] | of}}
+        with pytest.raises(UserError, match=said):
+            params.section(values, "pretraining", stage.Config)
+    assert STEPS > 4
