@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from components.ingestion import lag
+from components.ingestion import lag, motion
 from components.ingestion.measure import Effort, measure
 from components.ingestion.raw import Layout, RawEpisode
 from components.packets import Span
@@ -30,19 +30,23 @@ def path(seed: int, steps: int = T + 20) -> np.ndarray:
     return np.array(found[:steps])
 
 
-def film(file: Path, places: np.ndarray, gop: int = 10) -> Span:
-    """A bright disc at each place before a textured wall."""
+def picture(place: np.ndarray) -> np.ndarray:
+    """A bright disc before a textured wall, (48, 64)."""
     rows, columns = np.mgrid[:48, :64]
     wall = 60 + 40 * np.sin(rows / 3) * np.cos(columns / 4)
+    disc = (rows - 6 - 36 * place[1]) ** 2 + (columns - 6 - 52 * place[0]) ** 2 < 30
+    return np.where(disc, 230.0, wall)
+
+
+def film(file: Path, places: np.ndarray, gop: int = 10) -> Span:
+    """An H.264 video of a disc at each place."""
     with av.open(str(file), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
         stream.options = {"crf": "23", "g": str(gop), "threads": "1"}
-        for x, y in places:
-            disc = (rows - 6 - 36 * y) ** 2 + (columns - 6 - 52 * x) ** 2 < 30
-            image = np.where(disc, 230, wall).astype(np.uint8)
-            picture = np.repeat(image[:, :, None], 3, axis=2)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        for place in places:
+            image = np.repeat(picture(place)[:, :, None].astype(np.uint8), 3, axis=2)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
     return Span(file)
 
@@ -77,16 +81,27 @@ def test_where_nothing_is_decoded_or_moves_nothing_is_claimed(tmp_path: Path) ->
     none = measure(0, raw, LAYOUT, effort=Effort(0, 0))
     assert not {"video_lag_steps", "video_lag_clarity"} & none.numbers.keys()
     assert none.episode_id == measure(0, raw, LAYOUT, effort=BOTH).episode_id
-    assert lag.of([np.zeros((99, 1))], np.ones((99, 2))) is None
-    assert lag.of([path(0)[:30, :1]], path(0)[:30]) is None, "too short to tell"
+    still, moving = np.zeros((99, 1)), np.random.default_rng(0).normal(size=(99, 2))
+    assert lag.of([[(still, moving)]]) is None and lag.of([[(moving, still)]]) is None
+    assert lag.of([[(path(0)[:30, :1], path(0)[:30])]]) is None, "too short to tell"
 
 
 def test_noise_follows_nothing() -> None:
     random = np.random.default_rng(0)
     found = [
-        lag.of([random.normal(size=(300, 1))], random.normal(size=(300, 3))) for _ in range(30)
+        lag.of([[(random.normal(size=(300, 1)), random.normal(size=(300, 3)))] for _ in range(3)])
+        for _ in range(30)
     ]
-    assert sum(f is not None and f.clarity >= lag.CLEAR for f in found) <= 3
+    assert sum(f is not None and f.known for f in found) <= 2
+
+
+def test_a_film_of_something_else_is_seldom_believed() -> None:
+    films = [np.stack([picture(place) for place in path(seed, T)]) for seed in range(6)]
+    seen = [motion.seen(pictures, np.zeros(T, np.bool_)) for pictures in films]
+    own = [motion.late([seen[n]], path(n, T)) for n in range(6)]
+    other = [motion.late([seen[n]], path(n + 100, T)) for n in range(6)]
+    assert all(late is not None and late.known and abs(late.steps) <= 1 for late in own)
+    assert sum(late is not None and late.known for late in other) <= 2
 
 
 @pytest.mark.parametrize("late", range(-5, 6))
@@ -94,8 +109,20 @@ def test_series_that_follow_others_with_noise(late: int) -> None:
     random = np.random.default_rng(late + 50)
     cause = lag.speeds(path(late + 50, 240))
     seen = cause[10 - late : 228 - late] @ [[1.0], [0.4]] + random.normal(0, 0.1, (218, 1))
-    found = lag.of([seen], cause[10:228])
+    found = lag.of([[(seen, cause[10:228])]])
     assert found is not None and found.steps == pytest.approx(late, abs=1)
+    assert abs(found.steps - late) <= 4 * found.spread + 0.2
+
+
+def test_one_view_that_errs_is_outvoted_and_makes_the_lag_unsure() -> None:
+    random = np.random.default_rng(3)
+    cause = lag.velocities(path(3, 240))
+    right = [(cause[10:228] + random.normal(0, 0.2, (218, 2)), cause[12:230])]
+    wrong = [(cause[4:222] + random.normal(0, 0.8, (218, 2)), cause[12:230])]
+    agreed, outvoted = lag.of([right, right, right]), lag.of([right, right, wrong])
+    assert agreed is not None and outvoted is not None
+    assert agreed.steps == pytest.approx(2, abs=0.5) == outvoted.steps
+    assert agreed.spread < outvoted.spread
 
 
 def test_the_busiest_rows() -> None:

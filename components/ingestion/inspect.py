@@ -22,7 +22,7 @@ from components.ingestion.source import Source
 from components.ingestion.units import unit
 
 LOOKED_AT = 8  # episodes whose pictures are looked at
-SAMPLED, LAG_PICTURES = 9, 400  # pictures of each of their videos
+SAMPLED, LAG_PICTURES = 9, 200  # pictures of each of their videos
 PICKLE = re.compile(r"\.(?:pkl|pickle|p|pt|pth|joblib)$", re.IGNORECASE)
 
 

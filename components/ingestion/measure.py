@@ -14,7 +14,7 @@ import av
 import numpy as np
 from blake3 import blake3
 
-from components.ingestion import bitstream, lag, looks, signals
+from components.ingestion import bitstream, lag, looks, motion, signals
 from components.ingestion.looks import Packets
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Reason
@@ -45,6 +45,7 @@ KNOWN = {  # facts that checks may name
     "video_lag_s",  # how late pictures show what the state says, where that is clear
     "video_lag_steps",
     "video_lag_clarity",  # what the best lag explains beyond the usual one, 0 to 1
+    "video_lag_spread",  # standard error of the lag, steps
 }
 
 
@@ -171,16 +172,17 @@ def _measure_lag(facts: Facts, raw: RawEpisode, packets: dict[str, Packets], pic
     motions = []
     for camera, found in packets.items():
         try:
-            motions.extend(lag.pictured(raw.videos[camera], found, first, count))
+            motions.append(motion.pictured(raw.videos[camera], found, first, count))
         except (av.FFmpegError, ValueError) as error:
             facts.videos_unreadable += 1
             what = error.strerror if isinstance(error, av.FFmpegError) else error
             facts.details.setdefault(Reason.UNREADABLE_VIDEO, f"{camera}: {what}")
             return
-    late = lag.of(motions, lag.speeds(raw.state[first : first + count]))
+    late = motion.late(motions, raw.state[first : first + count])
     if late is not None:
         facts.numbers["video_lag_clarity"] = late.clarity
-        if late.clarity >= lag.CLEAR:
+        facts.numbers["video_lag_spread"] = late.spread
+        if late.known:
             facts.numbers["video_lag_steps"] = late.steps
             facts.numbers["video_lag_s"] = late.steps * float(np.median(np.diff(raw.timestamps_s)))
 

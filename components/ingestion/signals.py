@@ -118,8 +118,8 @@ def _action_lag_s(raw: RawEpisode) -> float | None:
         return None
     action = raw.action.astype(np.float64)
     strength = np.sqrt(abs(action - np.median(action, axis=0)))[lag.SPAN // 2 : -lag.SPAN // 2]
-    late = lag.of([lag.speed(raw.state)], np.hstack([lag.speeds(action), strength]))
-    if late is None or late.clarity < lag.CLEAR:
+    late = lag.of([[(lag.speed(raw.state), np.hstack([lag.speeds(action), strength]))]])
+    if late is None or not late.known:
         return None
     return late.steps * float(np.median(steps))
 
