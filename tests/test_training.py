@@ -245,14 +245,27 @@ def test_memory_is_flat_from_step_to_step(folder: Path) -> None:
     assert peaks[59] - peaks[19] < 2048  # KB; the model alone has 640 KB of weights
 
 
-def test_the_study_of_optimizers_tunes_both_and_counts_steps(folder: Path) -> None:
+def test_the_study_of_optimizers_tunes_both_and_counts_steps(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In small: the real one takes hours (`tests/benchmarks/optimizers.py`)."""
-    found = optimizers.compare(folder, config(**ONE), 12, [0], [1e-4, 4e-3], [0.5, 1.0])
-    assert found["adamw_lr"] == 4e-3 and found["muon_lr"] == 4e-3  # 1e-4 learns nothing in 12 steps
+    study = optimizers.Study(folder, config(**ONE), tmp_path / "known.jsonl")
+    found = optimizers.compare(study, 6, [0], [0.5, 1.0])
+    for name in ("adamw", "muon"):
+        best, grid = found[f"{name}_lr"], found[f"{name}_grid"]
+        assert {best / 2, best, best * 2} <= set(grid)
     (losses,) = found["losses"]
     share, last = list(losses["muon"].items())[-1]
     assert found["share_of_steps"] == [share if last <= losses["adamw"] else None]
     assert losses["muon"][0.5] != losses["adamw"] > 0
+    monkeypatch.setattr(optimizers, "final_loss", None)  # nothing is trained again
+    again = optimizers.Study(folder, config(**ONE), tmp_path / "known.jsonl")
+    assert optimizers.compare(again, 6, [0], [0.5, 1.0]) == found
+
+
+def test_the_lowest_rate_has_been_passed_on_both_sides() -> None:
+    found, tried = optimizers.lowest(lambda rate: abs(rate - 0.009))
+    assert found == 0.008 and tried == [0.002, 0.004, 0.008, 0.016]
 
 
 def test_every_column_of_the_curve_is_filled(folder: Path) -> None:

@@ -1,9 +1,10 @@
 """Steps that Muon needs to reach AdamW's final loss, in the demo's training, on several seeds.
 
-Both train the same model on the same draws. Peak rates are tuned on a stated grid with a seed that
-is not scored: AdamW's one rate for all parameters; Muon's for the hidden matrices, with AdamW at
-its own best rate for the rest. Weight decay, clipping, warmup and averaging are the same. AdamW
-then trains its `--steps`; Muon trains whole schedules of fewer steps (`--shares` of them), since
+Both train the same model on the same draws. Peak rates are tuned with a seed that is not scored, on
+the grid of powers of two times 0.001, from 0.002 to either side until the loss rises: AdamW's one
+rate for all parameters; Muon's for the hidden matrices, with AdamW at its own best rate for the
+rest. Weight decay, clipping, warmup and averaging are the same. AdamW then trains its `--steps`;
+Muon trains whole schedules of fewer steps (`--shares` of them), since
 WSD's cooldown is part of a training. What is compared is the loss of the averaged weights on fixed
 noise over held-out events where there are some, else over the first batch, so no luck of a last
 batch counts. The figure is the smallest share of the steps whose loss is at most AdamW's.
@@ -16,6 +17,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,27 @@ class HiddenAdamW(torch.optim.AdamW):
         return list(self.param_groups[0]["params"])
 
 
+class Study:
+    """Trainings of one view; losses are kept in `known`, so that a study goes on where it ended."""
+
+    def __init__(self, folder: Path, config: Config, known: Path) -> None:
+        self.folder, self.config, self.file = folder, config, known
+        lines = known.read_text().splitlines() if known.exists() else []
+        self.known = {tuple(key): loss for key, loss in map(json.loads, lines)}
+
+    def loss(self, optimizer: str, seed: int, steps: int, hidden: float, rest: float) -> float:
+        """Loss of the averaged weights after a whole training."""
+        key = (optimizer, seed, steps, hidden, rest)
+        if key not in self.known:
+            rates = {"seed": seed, "muon_lr": hidden, "adamw_lr": rest}
+            config = self.config.model_copy(update=rates)
+            self.known[key] = final_loss(self.folder, config, steps, optimizer)
+            with self.file.open("a") as file:
+                print(json.dumps([key, self.known[key]]), file=file)
+            print(f"{key}: {self.known[key]:.4f}", file=sys.stderr, flush=True)
+        return self.known[key]
+
+
 def final_loss(folder: Path, config: Config, steps: int, optimizer: str) -> float:
     """Loss of the averaged weights after a whole training of `steps` steps."""
     windows = Windows(folder, config)
@@ -71,50 +94,39 @@ def _loss(training: Training) -> float:
     return float(np.mean([float(training.model.losses(batch, d).total) for d in draws]))
 
 
-def tuned(folder: Path, config: Config, steps: int, grid: list[float]) -> tuple[Config, Config]:
-    """(for AdamW, for Muon): the rates with the lowest loss."""
-    tried = {r: final_loss(folder, _rates(config, r, r), steps, "adamw") for r in grid}
-    best = min(tried, key=tried.__getitem__)
-    print(f"AdamW: {tried}", file=sys.stderr)
-    own = {r: final_loss(folder, _rates(config, r, best), steps, "muon") for r in grid}
-    print(f"Muon: {own}", file=sys.stderr)
-    hidden = min(own, key=own.__getitem__)
-    return _rates(config, best, best), _rates(config, hidden, best)
+def lowest(loss: Callable[[float], float], start: float = 2e-3) -> tuple[float, list[float]]:
+    """The rate whose halved and doubled ones are no better, and all that were tried."""
+    tried = {start: loss(start)}
+    while True:
+        best = min(tried, key=tried.__getitem__)
+        near = [rate for rate in (best * 2, best / 2) if rate not in tried]
+        if not near:
+            return best, sorted(tried)
+        tried[near[0]] = loss(near[0])
 
 
-def _rates(config: Config, hidden: float, rest: float) -> Config:
-    return config.model_copy(update={"muon_lr": hidden, "adamw_lr": rest})
-
-
-def compare(
-    folder: Path,
-    config: Config,
-    steps: int,
-    seeds: list[int],
-    grid: list[float],
-    shares: list[float],
-) -> dict[str, Any]:
-    """All figures; the rates are tuned on a seed before the first scored one."""
-    tuning = config.model_copy(update={"seed": max(seeds) + 1})
-    adamw, own = tuned(folder, tuning, steps, grid)
+def compare(study: Study, steps: int, seeds: list[int], shares: list[float]) -> dict[str, Any]:
+    """All figures; the rates are tuned on a seed after the last scored one."""
+    own = max(seeds) + 1
+    rest, adamw_grid = lowest(lambda rate: study.loss("adamw", own, steps, rate, rate))
+    hidden, muon_grid = lowest(lambda rate: study.loss("muon", own, steps, rate, rest))
     reached, losses = [], []
     for seed in seeds:
-        goal = final_loss(folder, adamw.model_copy(update={"seed": seed}), steps, "adamw")
-        row = {}
+        goal = study.loss("adamw", seed, steps, rest, rest)
+        row: dict[float, float] = {}
         for share in sorted(shares):
-            given = own.model_copy(update={"seed": seed})
-            row[share] = final_loss(folder, given, max(1, round(share * steps)), "muon")
+            row[share] = study.loss("muon", seed, max(1, round(share * steps)), hidden, rest)
             if row[share] <= goal:
                 break
         reached.append(share if row[share] <= goal else None)
         losses.append({"adamw": goal, "muon": row})
-        print(f"seed {seed}: {losses[-1]}", file=sys.stderr)
     return {
         "share_of_steps": reached,
         "worst": None if None in reached else max(r for r in reached if r is not None),
-        "adamw_lr": adamw.adamw_lr,
-        "muon_lr": own.muon_lr,
-        "grid": grid,
+        "adamw_lr": rest,
+        "muon_lr": hidden,
+        "adamw_grid": adamw_grid,
+        "muon_grid": muon_grid,
         "steps": steps,
         "losses": losses,
     }
@@ -128,7 +140,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="`data` of a run that is finished")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, help="instead of the project's, to be quicker")
-    parser.add_argument("--grid", type=float, nargs="+", default=[5e-4, 1e-3, 2e-3, 4e-3, 8e-3])
+    parser.add_argument("--known", type=Path, help="file of losses, to go on with a study")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7, 0.85, 1.0])
     given = parser.parse_args()
     values = params.load(ROOT / "params.yaml")["pretraining"] | {"processes": 1}
@@ -143,7 +155,8 @@ def main() -> None:
         dist.init_process_group("gloo", init_method=f"file://{name}/meet", rank=0, world_size=1)
         view.build(*(given.data / n for n in ("episodes", "captions", "plan")), folder, config)
         seeds = given.seeds if given.seed is None else [given.seed]
-        figures = compare(folder, config, given.steps, seeds, given.grid, given.shares)
+        study = Study(folder, config, given.known or Path(name) / "known.jsonl")
+        figures = compare(study, given.steps, seeds, given.shares)
         dist.destroy_process_group()
     print(json.dumps(figures))
 
