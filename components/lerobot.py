@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from components import lerobot_stats
-from components.lerobot_files import Files, rows_of
+from components.lerobot_files import Files, rows_of, stats_of
 from components.lerobot_files import Recording as Recording  # noqa: PLC0414  (writers use both)
 from components.outputs import write_json, write_table
 from components.packets import Joiner, Shape, Span, video_stream
@@ -81,12 +81,10 @@ class Writer:
     def add(self, recording: Recording) -> int:
         """Append one episode; return its index. av.FFmpegError when a span cannot be read."""
         rows = rows_of(recording)
-        stats = {name: lerobot_stats.of_rows(rows[name]) for name in rows.column_names}
         pictures = {**{k: Span(p) for k, p in recording.videos.items()}, **recording.spans}
-        for key, span in sorted(pictures.items()):
-            if (found := lerobot_stats.of_first_picture(span)) is not None:
-                stats[key] = found
-        self._register(recording.task, rows, stats, self._add_videos(recording))
+        stats = stats_of(rows, pictures)
+        videos = self._add_videos(recording)
+        self._register([recording.task], [rows.num_rows], rows, [stats], [videos])
         if sum(table.nbytes for table in self._rows) >= self.data_file_mb * 1e6:
             self._flush()
         return len(self._episodes) - 1
@@ -96,15 +94,14 @@ class Writer:
 
         The number is `files_written`; see `video_path`.
         """
-        number, start = self.files_written, 0
-        for row, (task, length) in enumerate(zip(tasks, files.lengths, strict=True)):
-            videos: dict[str, Any] = {}
-            for key, spans in sorted(files.spans.items()):
-                videos |= _place(f"videos/{key}", number)
-                times = ("from_timestamp", "to_timestamp")
-                videos |= {f"videos/{key}/{t}": s for t, s in zip(times, spans[row], strict=True)}
-            self._register(task, files.rows.slice(start, length), files.stats[row], videos)
-            start += length
+        number = self.files_written
+        videos: list[dict[str, Any]] = [{} for _ in tasks]
+        for key, spans in sorted(files.spans.items()):
+            for place, (start_s, end_s) in zip(videos, spans, strict=True):
+                times = {"from_timestamp": start_s, "to_timestamp": end_s}
+                place.update(_place(f"videos/{key}", number))
+                place.update({f"videos/{key}/{name}": value for name, value in times.items()})
+        self._register(tasks, files.lengths, files.rows, files.stats, videos)
         for key in files.spans:
             if key not in self._cameras:
                 path = self.root / video_path(key, number)
@@ -118,34 +115,45 @@ class Writer:
         return self._files
 
     def _register(
-        self, task: str, rows: pa.Table, stats: dict[str, Any], videos: dict[str, Any]
+        self,
+        tasks: list[str],
+        lengths: list[int],
+        rows: pa.Table,
+        stats: list[dict[str, Any]],
+        videos: list[dict[str, Any]],
     ) -> None:
-        """Give an episode its position in the data set."""
-        index, length = len(self._episodes), rows.num_rows
-        task_index = self._tasks.setdefault(task, len(self._tasks))
-        positions = {
-            "episode_index": np.full(length, index),
-            "index": np.arange(self._frames, self._frames + length),
-            "task_index": np.full(length, task_index),
-        }
-        for name, values in positions.items():
-            rows = rows.append_column(name, pa.array(values))
-        found = {n: stats[n] for n in rows.column_names if n in stats}
-        found |= {name: lerobot_stats.of_rows(rows[name]) for name in positions}
-        self._stats.append({**found, **{n: s for n, s in stats.items() if n not in found}})
-        self._episodes.append(
-            {
-                "episode_index": index,
-                "tasks": [task],
-                "length": length,
-                **_place("data", self._files),
-                "dataset_from_index": self._frames,
-                "dataset_to_index": self._frames + length,
-                **videos,
+        """Give episodes, whose rows follow one another, their positions in the data set."""
+        first, start = len(self._episodes), self._frames
+        numbers = [self._tasks.setdefault(task, len(self._tasks)) for task in tasks]
+        for index, own in enumerate(lengths):
+            end = self._frames + own
+            placed = {
+                "episode_index": lerobot_stats.of_constant(first + index, own),
+                "index": lerobot_stats.of_range(self._frames, end),
+                "task_index": lerobot_stats.of_constant(numbers[index], own),
             }
-        )
+            signals = {name: stats[index][name] for name in rows.column_names}
+            self._stats.append({**signals, **placed, **stats[index]})
+            self._episodes.append(
+                {
+                    "episode_index": first + index,
+                    "tasks": [tasks[index]],
+                    "length": own,
+                    **_place("data", self._files),
+                    "dataset_from_index": self._frames,
+                    "dataset_to_index": end,
+                    **videos[index],
+                }
+            )
+            self._frames = end
+        columns = {
+            "episode_index": np.repeat(np.arange(first, first + len(tasks)), lengths),
+            "index": np.arange(start, self._frames),
+            "task_index": np.repeat(np.array(numbers), lengths),
+        }
+        for name, values in columns.items():
+            rows = rows.append_column(name, pa.array(values))
         self._rows.append(rows)
-        self._frames += length
 
     def close(self) -> None:
         """Finish open files and write `meta/`."""

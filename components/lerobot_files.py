@@ -31,6 +31,7 @@ class Recording:
     action: npt.NDArray[np.float32]  # (T, A)
     videos: dict[str, Path] = field(default_factory=dict)  # feature name -> file, kept as it is
     spans: dict[str, Span] = field(default_factory=dict)  # feature name -> a picture a row
+    stats: dict[str, Any] = field(default_factory=dict)  # of signals and pictures, if known already
 
 
 @dataclass(frozen=True)
@@ -57,17 +58,23 @@ def join(
     stats = []
     for recording in recordings:
         rows.append(rows_of(recording))
-        found = {name: lerobot_stats.of_rows(rows[-1][name]) for name in rows[-1].column_names}
         for camera, joiner in joiners.items():
             placed = joiner.append(recording.spans[camera], recording.timestamps_s)
             spans[camera].append([placed.start_s, placed.end_s])
-            if (picture := lerobot_stats.of_first_picture(recording.spans[camera])) is not None:
-                found[camera] = picture
-        stats.append(found)
+        stats.append(recording.stats or stats_of(rows[-1], recording.spans))
     for joiner in joiners.values():
         joiner.close()
     said = {"lengths": [table.num_rows for table in rows], "spans": spans, "stats": stats}
     return json.loads(json.dumps(said)), pa.concat_tables(rows)
+
+
+def stats_of(rows: pa.Table, pictures: dict[str, Span]) -> dict[str, Any]:
+    """Of each column, and of the first picture of each camera where it can be decoded."""
+    stats = {name: lerobot_stats.of_rows(rows[name]) for name in rows.column_names}
+    for camera, span in sorted(pictures.items()):
+        if (found := lerobot_stats.of_first_picture(span)) is not None:
+            stats[camera] = found
+    return stats
 
 
 def _joiner(path: Path) -> Joiner:

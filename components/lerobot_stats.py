@@ -29,6 +29,18 @@ def of_rows(column: pa.ChunkedArray) -> Stats:
     return _of(values.reshape(len(column), -1) if len(column) else np.zeros((0, 1)))
 
 
+def of_range(start: int, end: int) -> Stats:
+    """Of the numbers from `start` to before `end`, one a row."""
+    return _of(np.arange(start, end)[:, None])
+
+
+def of_constant(value: int, count: int) -> Stats:
+    """Of one number in every of `count` rows."""
+    value = value if count else 0
+    exact = {key: [float(value)] for key in ("mean", *QUANTILES)}
+    return {"min": [value], "max": [value], "std": [0.0], "count": [count], **exact}
+
+
 def of_first_picture(span: Span) -> Stats | None:
     """Of a video's first picture, by channel (3, 1, 1), 0 to 1; None where it cannot be decoded."""
     try:

@@ -182,9 +182,11 @@ class Shards:
     def _rows(self, path: Path, wanted: set[str] | None) -> list[dict[str, Any]]:
         """Rows of a pack; a pack that cannot be read is removed."""
         try:
-            keep = None if wanted is None else pc.field("key").isin(list(wanted))
-            table = pq.read_table(path, filters=keep, schema=PACK, memory_map=False)
-            return list(table.to_pylist())
+            with pq.ParquetFile(path) as file:
+                if file.schema_arrow != PACK:
+                    raise ValueError("other columns")
+                groups = range(file.num_row_groups)
+                return [row for group in groups for row in _chosen(file, group, wanted)]
         except FileNotFoundError:  # joined by another process meanwhile: its pieces are made again
             return []
         except (pa.ArrowException, OSError, ValueError) as error:
@@ -232,6 +234,16 @@ class Shards:
 
     def _say(self, what: str) -> None:
         print(f"{self.stage}: shard store: {what}", flush=True)
+
+
+def _chosen(file: pq.ParquetFile, group: int, wanted: set[str] | None) -> list[dict[str, Any]]:
+    """Rows of a part of a pack; values are read only where one is wanted."""
+    if wanted is None:
+        return list(file.read_row_group(group).to_pylist())
+    keys = file.read_row_group(group, columns=["key"])["key"]
+    asked = pc.is_in(keys, pa.array(list(wanted), pa.string()))
+    found = pc.any(asked).as_py()
+    return list(file.read_row_group(group).filter(asked).to_pylist()) if found else []
 
 
 def _sum(name: str, text: str) -> str:

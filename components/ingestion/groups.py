@@ -111,7 +111,7 @@ class Groups:
         return False
 
     def _recordings(self, members: list[Facts]) -> Iterator[Recording]:
-        """The episodes, signals from an earlier group that held them where there is one."""
+        """The episodes, signals and stats from an earlier group that held them where one did."""
         known = self.shards.recall(_rows(item) for item in members)
         earlier: dict[str, list[Recording]] = {}
         for item in members:
@@ -127,16 +127,17 @@ class Groups:
             yield replace(kept, spans={camera: spans[camera] for camera in reader.layout.cameras})
 
     def _earlier(self, group: str) -> list[Recording]:
-        """Signals of all episodes of a group that an earlier run finished."""
+        """Signals and stats of all episodes of a group that an earlier run finished."""
         path = self.scratch / f"earlier-{group}.parquet"
         path.unlink(missing_ok=True)
-        if not group or not self.shards.link(f"{group}-signals", path):
+        said = self.shards.recall([group]).get(group) if group else None
+        if said is None or not self.shards.link(f"{group}-signals", path):
             return []
-        return lerobot_files.recordings_of(pq.read_table(path))
+        kept = lerobot_files.recordings_of(pq.read_table(path))
+        return [replace(item, stats=s) for item, s in zip(kept, said["stats"], strict=True)]
 
     def _name(self, layout: Layout, members: list[Facts]) -> str:
-        content = [[f.episode_id, {c: e.sha256 for c, e in f.encoded.items()}] for f in members]
-        return key("group", asdict(layout), content)
+        return key("group", asdict(layout), [_content(item) for item in members])
 
 
 def _film(name: str, camera: str) -> str:
@@ -144,4 +145,9 @@ def _film(name: str, camera: str) -> str:
 
 
 def _rows(item: Facts) -> str:
-    return key("rows", item.episode_id)
+    return key("rows", *_content(item))
+
+
+def _content(item: Facts) -> list[Any]:
+    """All that an episode's rows, packets and stats depend on."""
+    return [item.episode_id, {c: e.sha256 for c, e in item.encoded.items()}]

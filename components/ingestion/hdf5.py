@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import h5py
@@ -47,6 +49,7 @@ class _Demo:
     path: str
     group: str
     problem: Problem | None = None
+    films: tuple[str, ...] = ()  # arrays of pictures
 
 
 class Reader:
@@ -100,7 +103,7 @@ class Reader:
         if demo.problem is not None:
             return RawEpisode(index, uri, version, problem=demo.problem)
         try:
-            with h5py.File(self.source.file(demo.path), "r", locking=False) as file:
+            with self._opened(demo) as file:
                 return self._read(index, uri, version, demo, file[demo.group])
         except BROKEN as error:
             problem = Problem(Reason.UNREADABLE_DATA, f"{demo.path}: {_said(error)}")
@@ -173,36 +176,45 @@ class Reader:
     def _list(self, path: str) -> list[_Demo]:
         """The demonstrations of one file. Never fails on what the file holds."""
         try:
-            with h5py.File(self.source.file(path), "r", locking=False) as file:
-                self._attributes |= _attributes(file)
-                root = _child(file, "data")
-                if isinstance(root, h5py.Group):
-                    self._attributes |= _attributes(root)
-                    names = sorted(root.keys(), key=arrays.natural)
-                    groups = [n for n in names if isinstance(_child(root, n), h5py.Group)]
-                    if groups:
-                        return [_Demo(path, f"/data/{name}") for name in groups]
-                if _child(file, "action") is not None and _child(file, "observations") is not None:
-                    return [_Demo(path, "/")]
-                said = f"expected data/<demo>/actions, or action and observations; got {list(file)}"
-                return [_Demo(path, "/", Problem(Reason.MISSING_COLUMN, f"{path}: {said}"))]
+            told = self.source.once(path, "demos", partial(self._look, path))
         except BROKEN as error:
             return [_Demo(path, "/", Problem(Reason.UNREADABLE_DATA, f"{path}: {_said(error)}"))]
+        self._attributes |= told["attributes"]
+        if told["missing"]:
+            return [_Demo(path, "/", Problem(Reason.MISSING_COLUMN, f"{path}: {told['missing']}"))]
+        return [_Demo(path, group, None, tuple(films)) for group, films in told["demos"]]
+
+    def _look(self, path: str) -> dict[str, Any]:
+        """What one file holds: its attributes, and groups of demonstrations with their films."""
+        with h5py.File(self.source.file(path), "r", locking=False) as file:
+            attributes = _attributes(file)
+            root, groups = _child(file, "data"), []
+            if isinstance(root, h5py.Group):
+                attributes |= _attributes(root)
+                names = sorted(root.keys(), key=arrays.natural)
+                groups = [f"/data/{n}" for n in names if isinstance(_child(root, n), h5py.Group)]
+            whole = _child(file, "action") is not None and _child(file, "observations") is not None
+            said = f"expected data/<demo>/actions, or action and observations; got {list(file)}"
+            demos = groups or (["/"] if whole else [])
+            return {
+                "attributes": attributes,
+                "demos": [(name, _films(file[name])) for name in demos],
+                "missing": "" if demos else said,
+            }
+
+    def _opened(self, demo: _Demo) -> h5py.File:
+        return h5py.File(self.source.file(demo.path), "r", locking=False)
 
     def _infer(self, share: float) -> None:
         """State, action and cameras by the first demonstration that has them."""
         have: dict[str, int] = {}
         sound = [demo for demo in self._demos if demo.problem is None]
         for demo in sound:
-            try:
-                with h5py.File(self.source.file(demo.path), "r", locking=False) as file:
-                    found = dict(_datasets(file[demo.group]))
-                    for key in (key for key, item in found.items() if _is_film(key, item)):
-                        have[key] = have.get(key, 0) + 1
-                    if not (self._state.columns and self._action.columns):
-                        self._choose(found)
-            except BROKEN:
-                continue
+            for key in demo.films:
+                have[key] = have.get(key, 0) + 1
+            if not (self._state.columns and self._action.columns):
+                with suppress(*BROKEN), self._opened(demo) as file:
+                    self._choose(dict(_datasets(file[demo.group])))
         for key, count in sorted(have.items()):
             if count < share * len(sound):
                 self._found.append(
@@ -306,6 +318,14 @@ def _signal(item: h5py.Dataset) -> npt.NDArray[np.float64] | None:
     return values.reshape(len(values), int(np.prod(values.shape[1:], dtype=np.int64)))
 
 
+def _films(group: h5py.Group) -> list[str]:
+    """Names of arrays of pictures; none where the tree is absurd, which reading says."""
+    try:
+        return [key for key, item in _datasets(group) if _is_film(key, item)]
+    except BROKEN:
+        return []
+
+
 def _is_film(key: str, item: h5py.Dataset) -> bool:
     """(T, H, W, 3) pictures, or ALOHA's compressed ones: T files padded with zeros."""
     coloured = item.ndim == 4 and item.dtype == np.uint8 and item.shape[-1] in (1, 3, 4)
@@ -350,10 +370,10 @@ def _text(group: h5py.Group) -> str | None:
 
 
 def _attributes(group: h5py.Group) -> dict[str, Any]:
-    """Attributes, JSON mappings among them (`env_args`) flattened."""
+    """Attributes as JSON says them, mappings in them (`env_args`) flattened."""
     found: dict[str, Any] = {}
     for key, value in group.attrs.items():
-        found[key] = value
+        found[key] = _plain(value)
         if isinstance(value, str) and value.startswith("{"):
             try:
                 found |= _flat(json.loads(value))
@@ -369,8 +389,17 @@ def _flat(value: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def _plain(value: Any) -> Any:
+    """A number or a text."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    if isinstance(value, int | float | np.integer | np.floating):
+        return np.asarray(value).item()
+    return str(value)
+
+
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float | np.number) else None
+    return float(value) if isinstance(value, int | float) else None
 
 
 def _said(error: Exception) -> str:
