@@ -27,6 +27,7 @@ CONFIG = stage.Config(
     mappings={},
     sampled_pictures=4,
     lag_pictures=0,
+    correct_lag=False,
     checks={},
     score_only=False,
     data_file_mb=1,

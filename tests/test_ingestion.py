@@ -45,6 +45,7 @@ CONFIG = Config(
     mappings={},
     sampled_pictures=12,
     lag_pictures=0,
+    correct_lag=False,
     checks={},
     score_only=False,
     data_file_mb=100,

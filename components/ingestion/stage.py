@@ -24,7 +24,8 @@ from components.outputs import whole_folder
 from components.shards import Shards
 
 if TYPE_CHECKING:
-    from components.ingestion.measure import Facts
+    from components.ingestion.measure import Effort, Facts
+    from components.ingestion.memory import Memory
     from components.ingestion.raw import Reader
 
 
@@ -62,6 +63,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         description="Pictures in a row of each video that are decoded to tell how late the camera "
         "is; 0 decodes none.",
     )
+    correct_lag: bool = Field(
+        description="Move rows against pictures by the whole steps that a camera is surely late; "
+        "rows and pictures without a partner at the ends go. Needs lag_pictures.",
+    )
     checks: dict[str, dict[str, Change]] = Field(
         description="Changes of the checks in components/ingestion/suites: `default` or the start "
         "of a robot's name -> check -> {min, max, severity: blocking, warning or off}."
@@ -84,6 +89,7 @@ class Report(BaseModel):
     quarantined: int
     reasons: dict[str, int]
     flagged: dict[str, int]  # check -> episodes that pass with its warning
+    lag_corrected: int  # episodes whose rows were moved against their pictures
     video_lag_s: dict[str, float]  # source -> how late its pictures are, median where it is clear
     action_lag_s: dict[str, float]  # source -> how late its states follow the actions
     embodiments: dict[str, int]
@@ -123,7 +129,7 @@ def _run(
     shards: Shards,
     scratch: Path,
 ) -> Report:
-    from components.ingestion import formats  # it imports what reads and decodes
+    from components.ingestion import aligned, formats  # it imports what reads and decodes
     from components.ingestion.measure import Effort
     from components.ingestion.memory import Memory
 
@@ -135,11 +141,11 @@ def _run(
     readers = [formats.open_source(item, config.min_camera_share) for item in listed]
     chosen = _suites(readers, config)
     effort = Effort(config.sampled_pictures, config.lag_pictures)
-    facts = [
-        found
-        for number, (item, reader) in enumerate(zip(listed, readers, strict=True))
-        for found in memory.facts(number, reader, item.uri, effort=effort)
-    ]
+    found = _measured(listed, readers, memory, effort)
+    if config.correct_lag:
+        readers = list(aligned.corrected(readers, found))
+        found = _measured(listed, readers, memory, effort)
+    facts = [item for source in found for item in source]
     from components.ingestion import checks, groups, writing  # takes seconds: last
 
     verdicts = checks.validate(
@@ -174,12 +180,23 @@ def _run(
         quarantined=len(kept_aside),
         reasons=reasons,
         flagged=dict(sorted(Counter(name for _, said in passed for name in said).items())),
+        lag_corrected=sum(bool(row["lag_corrected_steps"]) for row in rows),
         video_lag_s=_medians("video_lag_s", listed, [item for item, _ in passed]),
         action_lag_s=_medians("action_lag_s", listed, [item for item, _ in passed]),
         embodiments=dict(sorted(Counter(row["embodiment"] for row in rows).items())),
         sources=dict(sorted(Counter(row["source"] for row in rows).items())),
         warnings=_warnings(listed, readers, [item for item, _ in passed]),
     )
+
+
+def _measured(
+    listed: list[source.Source], readers: list[Reader], memory: Memory, effort: Effort
+) -> list[list[Facts]]:
+    """Facts of the episodes of each source; what was measured before is remembered."""
+    return [
+        memory.facts(number, reader, item.uri, effort=effort)
+        for number, (item, reader) in enumerate(zip(listed, readers, strict=True))
+    ]
 
 
 def _suites(readers: list[Reader], config: Config) -> dict[str, list[suites.Check]]:

@@ -13,11 +13,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from components import lerobot, records
-from components.ingestion import embodiments
+from components.ingestion import aligned, embodiments
 from components.ingestion.groups import Groups, Limits, split
 from components.ingestion.measure import Facts
 from components.ingestion.raw import Layout, Reader
+
+MANIFEST = records.MANIFEST.append(
+    pa.field("lag_corrected_steps", pa.int64())  # rows that `correct_lag` moved; 0 where none
+)
 
 
 @dataclass
@@ -87,7 +93,7 @@ def write(
         writer.close()
         rows += [_row(item, folder, index, readers, names) for index, item in enumerate(items)]
     embodiments.write(root, layouts, {name: len(items) for name, items in grouped.items()})
-    records.write(root / "manifest.parquet", rows, records.MANIFEST, sort_by="episode_id")
+    records.write(root / "manifest.parquet", rows, MANIFEST, sort_by="episode_id")
     return rows
 
 
@@ -110,5 +116,6 @@ def _row(
         "origins": item.origins,
         "video_lag_s": facts.numbers.get("video_lag_s"),
         "action_lag_s": facts.numbers.get("action_lag_s"),
+        "lag_corrected_steps": facts.notes.get(aligned.NOTE, 0),
         "checks": json.dumps(item.warnings, sort_keys=True),
     }
