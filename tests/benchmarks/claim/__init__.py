@@ -1,0 +1,1 @@
+"""The parts of `event_vs_chunk`: data, arms, trials, progress, figures."""
