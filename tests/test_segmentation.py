@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from components import outputs, params, records
 from components.episodes import Episode
 from components.errors import DataError, UserError
-from components.segmentation import gripper, stage
+from components.segmentation import evidence, gripper, stage
 from components.segmentation.boundaries import Event, Limits, cut, cut_all
 from components.segmentation.flat import Flat
 from components.segmentation.gripper import Transition
@@ -194,6 +194,24 @@ def test_no_piece_stays_too_long(steps: int, max_s: float, seed: int) -> None:
     assert (np.diff(marks) <= max_s + 1e-6).all()
     assert len(cuts) == 0 or (np.diff(marks) >= 0.2 - 1e-6).all()
     assert len(cuts) <= 2 * (times[-1] - times[0]) / max_s + 1
+
+
+def test_weak_evidence_is_raised_to_the_usual_number_of_changes() -> None:
+    """Two episodes whose evidence differs by a constant only; their counts come near to 2."""
+    rng = np.random.default_rng(0)
+    told = np.convolve(rng.normal(size=200), np.ones(5), "same")
+    batch = Flat([made.arm(rng.normal(size=(200, 3))) for _ in range(2)])
+    odds, reaches = np.concatenate([told - 8.0, told]), np.full(2, 4.0)
+    shift = evidence.usual_shift(batch, odds, reaches, np.full(2, 2.0))
+
+    def counts(moved: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return (1 / (1 + np.exp(-(odds.reshape(2, -1) + moved[:, None])))).sum(axis=1) / 4
+
+    own = counts(np.zeros(2))
+    wanted = own ** (1 - evidence.TRUST) * 2.0**evidence.TRUST
+    np.testing.assert_allclose(counts(shift), wanted, rtol=1e-6)
+    assert own[0] < 0.3
+    assert counts(shift)[0] > 1.0
 
 
 # --- gripper -------------------------------------------------------------------------------------

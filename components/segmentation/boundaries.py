@@ -65,6 +65,7 @@ class Evidence(NamedTuple):
     seen: Single | None  # (M, G)
     reach: Array  # (E,)
     crossing_s: Array  # (E,)
+    shift: Array  # (E,), what the usual number of changes adds to the log-odds
     chance: Array  # (M,)
     sharp: Array  # (M,), change of velocity, brisk speed 1
     still: Mask  # (M,)
@@ -134,6 +135,9 @@ def weigh(
         looks = evidence.contrasts(batch, traces._replace(numbers=numbers, vectors=vectors))
         standard = learned.video.standard(looks)
         odds = learned.fused(odds, learned.video.logits(batch, standard, looks.reach))
+    crossings = (batch.count - 1) / np.maximum(traces.crossing, 1e-9)
+    shift = evidence.usual_shift(batch, odds, contrasts.reach, learned.expected(crossings))
+    odds = odds + shift[batch.owner]
     sharp = contrasts.values[:, contrasts.names.index(SHARPNESS)]
     chance = evidence.smoothed(batch, evidence.chance(odds), contrasts.reach)
     return Evidence(
@@ -141,6 +145,7 @@ def weigh(
         standard,
         contrasts.reach,
         traces.crossing * batch.step_s,
+        shift,
         np.maximum(chance, CORNER_CHANCE * (sharp > CORNER)),
         sharp,
         still(batch, traces.place, limits.min_event_s),
@@ -323,10 +328,11 @@ def votes(batch: Flat, found: Evidence, rows: Index, learned: Fusion) -> list[di
         full = odds[""]
         odds = {name: learned.fused(value, looks[""]) for name, value in odds.items()}
         odds |= {name: learned.fused(full, value) for name, value in looks.items() if name}
-    full = evidence.chance(odds.pop(""))
+    shift = found.shift[batch.owner[rows]]
+    full = evidence.chance(odds.pop("") + shift)
     said: list[dict[str, float]] = [{} for _ in rows]
     for name, value in odds.items():
-        lost = np.round(full - evidence.chance(value), 4)
+        lost = np.round(full - evidence.chance(value + shift), 4)
         for k in np.flatnonzero(lost >= SMALLEST_VOTE).tolist():
             said[k][name] = float(lost[k])
     for k in np.flatnonzero(found.sharp[rows] > CORNER).tolist():

@@ -1,8 +1,9 @@
 """Fits `components/segmentation/weights.json`: what contrasts of signals look like at a boundary.
 
 Only the development tasks of `behaviour.py` are used. Each network is the mean of
-several small ones; how their log-odds add up is fitted to predictions for tasks that were
-left out (as Platt 1999 does), so that what is seen counts only as far as it carries over.
+several small ones; what the log-odds of pictures count beside those of signals is fitted to
+predictions for tasks that were left out (as Platt 1999 does), so that what is seen counts only as
+far as it carries over.
 Run `python -m tests.benchmarks.segmentation_weights --scratch FOLDER`; the JSON is rewritten.
 """
 
@@ -204,14 +205,14 @@ def fit(demos: Sequence[Demonstration]) -> dict[str, Any]:
         seen[out] = logits(weights, given.seen, given.batch)[out]
     both = np.stack([heard, seen], axis=1)[given.used]
     joined = LogisticRegression(C=1e3).fit(both, given.near[given.used])
+    rate = given.near[given.used].mean()
     parts = [(given.signals, given, given.used), (noisy.signals, noisy, noisy.used)]
     whole = {
         "signals": network(parts),
         "video": network([(given.seen, given, given.used)]),
         "fusion": {
-            "signals": float(joined.coef_[0, 0]),
-            "video": float(joined.coef_[0, 1]),
-            "shift": float(joined.intercept_[0]),
+            "video": max(float(joined.coef_[0, 1] / joined.coef_[0, 0]), 0.0),
+            "base": float(np.log(rate / (1 - rate))),
         },
         "changes": density(demos),
         "tasks": tasks,
