@@ -11,7 +11,7 @@ import pytest
 from components.ingestion import lag, motion
 from components.ingestion.measure import Effort, measure
 from components.ingestion.raw import Layout, RawEpisode
-from components.packets import Span
+from components.packets import Span, cut
 
 FPS, T = 20, 160
 LAYOUT = Layout("arm", FPS, ("x", "y"), ("x", "y"), ("observation.images.front",))
@@ -132,3 +132,35 @@ def test_the_busiest_rows() -> None:
     first = lag.busiest(still, 60)
     assert 175 <= first <= 202
     assert lag.busiest(still, 300) == 0
+
+
+def test_a_bit_that_the_decoder_notices_is_noticed_between_key_pictures(tmp_path: Path) -> None:
+    """No structure tells of it, and the decoder shows a picture all the same."""
+    raw = recording(tmp_path, 5, 0, gop=40)
+    span = raw.videos[LAYOUT.cameras[0]]
+    data, random = span.path.read_bytes(), np.random.default_rng(0)
+    with cut(span) as found:
+        track = found.track
+    inner = np.flatnonzero(~track.key & (track.size > 40))
+    noticed = 0
+    for number in random.choice(inner, 24, replace=False):
+        flipped = bytearray(data)
+        flipped[track.offset[number] + int(random.integers(16, track.size[number]))] ^= 8
+        span.path.write_bytes(flipped)
+        facts = measure(0, raw, LAYOUT, effort=Effort(0, T))
+        assert facts.videos_unreadable == (not decodes(span.path))
+        noticed += facts.videos_unreadable
+        assert measure(0, raw, LAYOUT, effort=Effort(0, 0)).videos_unreadable == 0
+    assert noticed >= 3
+
+
+def decodes(file: Path) -> bool:
+    """All of it, by a decoder that stops at the first fault."""
+    with av.open(str(file)) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.options = {"err_detect": "explode"}
+        stream.codec_context.thread_count = 1
+        try:
+            return sum(1 for _ in container.decode(stream)) == T
+        except av.FFmpegError:
+            return False

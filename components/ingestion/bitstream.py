@@ -1,7 +1,8 @@
 """Whether an encoded picture has the outer form of its codec, without decoding it.
 
 Finds overwritten packets between key pictures, where nothing is decoded. A flipped bit within a
-picture's own data has no checksum anywhere (neither MP4, H.264 nor AV1 carry one) and passes.
+picture's own data has no checksum anywhere (neither MP4, H.264 nor AV1 carry one): it passes here,
+and is found where the picture is decoded (`looks.py`, `motion.py`), if the decoder notices at all.
 Formats: ITU-T H.264 (7.3.1, 7.4.1) in MP4 as ISO/IEC 14496-15 has it; AV1 specification, 5.3.
 """
 

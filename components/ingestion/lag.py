@@ -20,12 +20,13 @@ import numpy.typing as npt
 Values = npt.NDArray[np.float64]
 Pair = tuple[Values, Values]  # series (N, B), and (N, D) that may cause them
 
-MOST = 8  # steps that a lag may be; more would leave too few rows of a short recording
+MOST, MOST_OF_SHORT = 8, 6  # steps that a lag may be; so many are not compared at both ends
+SHORT = 64  # differences: of fewer, too few would be left to compare
 USUAL = 5.0  # steps: standard deviation of lags before anything is seen
 WIDTHS = (15, 31)  # steps: what is slower is taken away
 RIDGE = 1e-2
 SPAN = 2  # steps of a difference
-SHORTEST = 40  # differences: fewer say nothing
+SHORTEST = 32  # differences: fewer say nothing
 CLEAR = 0.05  # share of the motion that the best lag explains beyond the usual lag
 UNSURE = 2.0  # steps: a lag that is known no better is not told
 QUARTERS = 4  # parts of the time that are left out in turn
@@ -46,7 +47,7 @@ class Lag(NamedTuple):
 
 
 class _Curve(NamedTuple):
-    """What one series leaves unexplained at each lag and time (2 * MOST + 1, N), of all (N,)."""
+    """What one series leaves unexplained at each lag and time (2 * most + 1, N), of all (N,)."""
 
     left: Values
     whole: Values
@@ -119,12 +120,13 @@ def _curves(view: Sequence[Pair]) -> list[_Curve]:
 
 def _curve(late: Values, cause: Values) -> _Curve:
     """What `cause` (N, D) leaves of `late` (N, B) at each lag; always of the same rows of it."""
-    count = len(late) - 2 * MOST
-    x = late[MOST : MOST + count]
+    most = MOST if len(late) >= SHORT else MOST_OF_SHORT
+    count = len(late) - 2 * most
+    x = late[most : most + count]
     x = x - x.mean(axis=0)
     left = []
-    for lag in range(-MOST, MOST + 1):
-        y = cause[MOST - lag : MOST - lag + count]
+    for lag in range(-most, most + 1):
+        y = cause[most - lag : most - lag + count]
         y = y - y.mean(axis=0)
         gram = y.T @ y
         gram += max(RIDGE * float(np.trace(gram)) / len(gram), 1e-12) * np.eye(len(gram))
@@ -134,8 +136,9 @@ def _curve(late: Values, cause: Values) -> _Curve:
 
 def _scores(views: list[list[_Curve]], kept: npt.NDArray[np.bool_]) -> Values:
     """Of each lag: the mean likelihood of all curves, and what is usual."""
-    usual = -0.5 * (np.arange(-MOST, MOST + 1) / USUAL) ** 2
-    return np.asarray(np.mean([c.likelihood(kept) for v in views for c in v], axis=0) + usual)
+    scores = np.mean([c.likelihood(kept) for v in views for c in v], axis=0)
+    steps = np.arange(len(scores)) - len(scores) // 2
+    return np.asarray(scores - 0.5 * (steps / USUAL) ** 2)
 
 
 def _sharp(values: Values, width: int) -> Values:
@@ -153,9 +156,9 @@ def _jackknife(without: list[float]) -> float:
 
 def _peak(scores: Values) -> float:
     """Where the highest score lies, in steps: the top of a parabola through its neighbours."""
-    best = int(np.argmax(scores))
+    best, most = int(np.argmax(scores)), len(scores) // 2
     if not 0 < best < len(scores) - 1:
-        return float(best - MOST)
+        return float(best - most)
     before, at, after = scores[best - 1 : best + 2]
     bend = before - 2 * at + after
-    return float(best - MOST + (0.5 * (before - after) / bend if bend < 0 else 0.0))
+    return float(best - most + (0.5 * (before - after) / bend if bend < 0 else 0.0))

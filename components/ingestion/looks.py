@@ -1,10 +1,12 @@
 """What a few pictures of a video show: whether it can be decoded, is black, or stands still.
 
 Pictures are sampled by seeking to key pictures, which cost one picture each; never a whole video.
+What the decoder had to make up, as the bits did not add up, is damaged, although it is shown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import av
@@ -54,13 +56,23 @@ def sample(span: Span, packets: Packets, count: int) -> Grey:
 def _picture(container: av.container.InputContainer, stream: av.VideoStream, pts: int) -> Grey:
     """The picture shown at `pts` ticks, small and grey."""
     container.seek(max(pts, 0), stream=stream, backward=True)
-    for frame in container.decode(stream):
+    for frame in decoded(container, stream):
         if frame.pts is not None and frame.pts >= pts:
             height, width = SMALL
             small = frame.reformat(width, height, format="gray", interpolation="AREA")
             grey: Grey = small.to_ndarray().astype(np.float32)
             return grey
     raise ValueError(f"the picture at {pts} ticks cannot be decoded")
+
+
+def decoded(
+    container: av.container.InputContainer, stream: av.VideoStream
+) -> Iterator[av.VideoFrame]:
+    """Pictures from where the container stands. ValueError where one was concealed, not decoded."""
+    for frame in container.decode(stream):
+        if frame.is_corrupt:
+            raise ValueError(f"the picture at {frame.pts} ticks is damaged")
+        yield frame
 
 
 def shares(grey: Grey) -> dict[str, float]:

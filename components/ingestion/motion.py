@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from components.ingestion import lag
 from components.ingestion.lag import SPAN, Pair, Values
-from components.ingestion.looks import Packets
+from components.ingestion.looks import Packets, decoded
 from components.packets import Span, opened
 
 SMALL = (48, 48)  # height, width of pictures
@@ -110,7 +110,7 @@ def _decoded(span: Span, shown: list[int]) -> Values:
         stream.codec_context.thread_count = 1
         container.seek(max(shown[0], 0), stream=stream, backward=True)
         height, width = SMALL
-        for frame in container.decode(stream):
+        for frame in decoded(container, stream):
             if frame.pts in wanted:
                 grey = frame.reformat(width, height, format="gray", interpolation="AREA")
                 found.append(grey.to_ndarray().astype(np.float64))
