@@ -181,12 +181,15 @@ class ActionTower(nn.Module):
     def where_it_ends(self, rows: Rows, features: Tensor) -> tuple[Tensor, Tensor]:
         """(log of seconds left (B, E), logit of the part that is done (B, E)) of every window.
 
-        rows and features (B, V, F * P, G), of the last video block, must hold clean frames only.
+        rows and features (B, V, F * P, G) of a video block must hold clean frames only.
         """
         seen = _normed(features.detach().flatten(1, 2)) + self._seen_at(rows)
         events = torch.arange(rows.state.shape[1], device=seen.device).expand(len(seen), -1)
-        mask = None if rows.whole else _own_views(events, rows)
-        left, done = self.ends(self._robot(rows), seen, mask)
+        own_views = own_text = None
+        if not rows.whole:
+            own_views, own_text = _own_views(events, rows), _own_text(events, rows)
+        text = self.text(rows.text).flatten(1, 2)
+        left, done = self.ends(self._robot(rows), seen, own_views, text, own_text)
         return left, done
 
     def _robot(self, rows: Rows) -> Tensor:
@@ -211,18 +214,34 @@ class Ends(nn.Module):
     executed for the seconds left; when planning again within an event, it is over once the part
     that is done leaves less than one control step. Both are learned, because vision tells how far
     a drawer is open (done) better than how long this robot takes (left), and they check each other.
+
+    It reads state and words as well as views: which event it is decides where it ends. Its hidden
+    layers are blocks, so that Muon trains them: with one layer under AdamW, 300 steps taught it
+    hardly more than a constant (LOG.md).
     """
 
     def __init__(self, width: int, heads: int, video_width: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.randn(width) * 0.02)
         self.views = Attention(width, heads, video_width)
-        self.head = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 2))
+        self.text = Attention(width, heads)
+        self.blocks = nn.ModuleList(FeedForward(width) for _ in range(2))
+        self.head = nn.Linear(width, 2)
 
-    def forward(self, robot: Tensor, seen: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """robot (B, E, D), seen (B, M, G), mask (B, E, M) -> two of (B, E)."""
-        query = robot + self.query
-        left, done = self.head(query + self.views(query, seen, mask)).unbind(-1)
+    def forward(
+        self, robot: Tensor, seen: Tensor, own_views: Tensor | None, text: Tensor,
+        own_text: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """robot (B, E, D), seen (B, M, G), text (B, E L, D), masks (B, E, M), (B, E, E L): (B, E)s.
+
+        Returns log of the seconds left and logit of the part done.
+        """
+        x = robot + self.query
+        x = x + self.text(x, text, own_text)
+        x = x + self.views(x, seen, own_views)
+        for block in self.blocks:
+            x = x + block(_normed(x))
+        left, done = self.head(_normed(x)).unbind(-1)
         return left, done
 
 

@@ -74,7 +74,9 @@ def _wan(
     )  # fmt: skip
 
 
-def _small(width: int, depth: int, channels: int, text: int, coupling: Coupling) -> WallShape:
+def _small(
+    width: int, depth: int, channels: int, text: int, coupling: Coupling, max_frames: int
+) -> WallShape:
     return WallShape(
         video=VideoShape(
             heads=4, head_width=width // 4, depth=depth, feed_width=4 * width,
@@ -84,14 +86,14 @@ def _small(width: int, depth: int, channels: int, text: int, coupling: Coupling)
             heads=4, head_width=width // 4, state_width=32, action_width=16, embodiments=4,
             prediction="v",
         ),
-        coupling=coupling, weights=WEIGHTS, shift=1.0, latent_hz=4.0, max_frames=16,
+        coupling=coupling, weights=WEIGHTS, shift=1.0, latent_hz=4.0, max_frames=max_frames,
         max_steps=128,
     )  # fmt: skip
 
 
 PRESETS = {
-    "tiny": Preset(_small(32, 2, 4, 12, "symmetric"), 2, (4, 4), 5, 20.0, 1),
-    "demo": Preset(_small(192, 6, 48, 384, "symmetric"), 1, (12, 12), 1, 20.0, 1),
+    "tiny": Preset(_small(32, 2, 4, 12, "symmetric", 9), 2, (8, 8), 5, 20.0, 1),
+    "demo": Preset(_small(192, 6, 48, 384, "symmetric", 16), 1, (12, 12), 1, 20.0, 1),
     "wan2.1-1.3b": Preset(_wan(12, 8960, 16, 12, 3.0), 3, (32, 32), 512, 30.0, 8),
     "wan2.2-5b": Preset(_wan(24, 14336, 48, 16, 5.0), 3, (16, 16), 512, 30.0, 8),
 }

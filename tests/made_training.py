@@ -22,7 +22,7 @@ VALUES = {
     },
     "full": {
         "stage": "joint", "coupling": "symmetric", "action_samples": 3, "prediction": "v",
-        "windows": "event", "chunk_s": 0.2, "history_frames": 0, "words": "event", "codec_px": 6,
+        "windows": "event", "chunk_s": 0.2, "history_frames": 0, "words": "event", "codec_px": 3,
         "tube_probability": 0.5, "tube_side": 1, "video_weight": 1.0, "tube_weight": 2.0,
         "dct_weight": 0.1, "left_weight": 0.1, "done_weight": 0.1,
     },

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import shutil
 import sys
@@ -93,8 +94,9 @@ def sampling(
 
 
 def pretraining(
-    values: dict[str, Any], _episodes: Path, _captions: Path, plan: Path, checkpoint: Path
-) -> None:
+    values: dict[str, Any], _episodes: Path, _captions: Path, plan: Path, init: Path,
+    checkpoint: Path,
+) -> None:  # fmt: skip
     rows: Rows = [
         {
             **{key: row[key] for key in ("event_id", "episode_id")},
@@ -112,6 +114,7 @@ def pretraining(
         "draws": sum(row["draws"] for row in rows),
     }
     outputs.write_json(checkpoint / "receipt.json", receipt)
+    outputs.write_json(checkpoint / "config.json", {"initial": json.loads(init.read_text())})
 
 
 def evaluation(_values: dict[str, Any], _checkpoint: Path, trials: Path, target: Path) -> None:

@@ -592,3 +592,30 @@ def test_a_changed_prompt_makes_captioning_stale_and_nothing_before_it(past: Pat
     finally:
         shutil.rmtree(prompts)
     assert stale() == []
+
+
+def test_lineage_reaches_initial_weights(past: Path, tmp_path: Path) -> None:
+    """A run that starts from a registered version's weights names them, and that version."""
+    assert lineage.trace_model(past, "wam@v0.0.1").initial == []
+    weights = past.parent / "first/data/checkpoint/model.safetensors"
+    files = {"model.safetensors": hashlib.sha256(weights.read_bytes()).hexdigest()}
+    path, declared = tmp_path / "init.json", {"model": {"from": "/models/wam", "sha256": files}}
+    path.write_text(json.dumps(declared))
+    repo = tmp_path / "repo"
+    command(past, "git", "clone", "-q", str(past), str(repo))
+    shutil.copytree(past / ".dvc" / "cache", repo / ".dvc" / "cache")
+    command(repo, "git", "checkout", "-q", "wam@v0.0.3")
+    shutil.copy(path, repo / "inputs" / "init.json")
+    commit(repo, "initial weights")
+    command(repo, "git", *IDENTITY, "tag", "-a", "wam@v0.0.9", "-m", "wam\n\nRun: run/third\n")
+    trace = lineage.trace_model(repo, "wam@v0.0.9")
+    assert [(row["part"], row["version"], row["files"]) for row in trace.initial] == [
+        ("model", "wam@v0.0.1", files)
+    ]
+    told = {row["where"] for row in trace.findings.broken}
+    where = "data/checkpoint/config.json: initial: model"
+    assert where in told, "its checkpoint was made without them"
+    console = Console(width=200)
+    with console.capture() as shown:
+        console.print(lineage_tree.render_model(trace))
+    assert "model  wam@v0.0.1  /models/wam" in shown.get()

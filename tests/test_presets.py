@@ -43,7 +43,8 @@ def action_flops(preset: Preset, frames: int, steps: int, denoising: int) -> int
     block = 9 * a * a + 4 * t * a * a + 2 * t * t * a
     block += 2 * t * a * a + 2 * t * m * a + 2 * t * a * a + 2 * t * text * a + 8 * t * a * a
     one = t * 2 * shape.action_width * a + 2 * a * a + depth * block + t * a * shape.action_width
-    ask = robot + g * g + 2 * a * a + 2 * key_frame * g * a + 2 * key_frame * a + a * a + 2 * a
+    ask = robot + g * g + 2 * a * a + 2 * key_frame * g * a + 2 * key_frame * a + 16 * a * a + 2 * a
+    ask += text * words * a + 2 * a * a + 2 * text * a * a + 2 * text * a
     return 2 * (read + denoising * one + ask)
 
 

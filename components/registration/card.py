@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from components import records
-from components.registration.chain import CARRIED, Json, read_json
+from components.registration.chain import CARRIED, Json, initial_weights, read_json
 
 POLICIES = {"model": "model", "hold_still": "hold still", "random": "random"}
 
@@ -100,6 +100,9 @@ def _training(checkpoint: Path) -> Json:
         name.replace("_", " "): value
         for name, value in sorted(receipt.items())
         if isinstance(value, (int, float, str)) and name != "plan_sha256"
+    } | {
+        f"initial weights, {part}": ", ".join(f"{n} sha256 `{d}`" for n, d in sorted(files.items()))
+        for part, files in initial_weights(checkpoint).items()
     }
 
 

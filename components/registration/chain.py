@@ -40,6 +40,12 @@ def read_json(path: Path) -> Json:
     return value
 
 
+def initial_weights(checkpoint: Path) -> dict[str, dict[str, str]]:
+    """{part: {file: sha256}} that training started from; empty where it was random numbers."""
+    declared = read_json(checkpoint / "config.json").get("initial", {})
+    return {part: entry["sha256"] for part, entry in sorted(declared.items())}
+
+
 def _unreadable(checkpoint: Path) -> Iterator[str]:
     """Weights that do not open or are not finite, and missing files that a policy needs."""
     for name in CARRIED[1:]:

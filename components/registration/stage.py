@@ -62,6 +62,7 @@ def run(
         digests = {
             "model_name": config.model_name,
             "files": files,
+            "initial_weights": chain.initial_weights(checkpoint),
             "inputs": {
                 f"{name}/{file}": digest
                 for name, folder in inputs.items()

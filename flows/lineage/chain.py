@@ -167,6 +167,21 @@ def weights(run: PastRun, cache: Cache, tables: DuckDBPyConnection) -> Iterator[
     yield Check(where, expected or why, got if expected else None)
 
 
+def declared_initial(repo: Path, run: PastRun) -> dict[str, Any]:
+    """The commit's `inputs/init.json`; empty in runs older than that file."""
+    spec = f"{run.commit}:inputs/init.json"
+    found: dict[str, Any] = json.loads(history.blobs(repo, [spec]).get(spec, b"{}"))
+    return found
+
+
+def initial(repo: Path, run: PastRun, cache: Cache) -> Iterator[Check]:
+    """The checkpoint names the initial weights that the commit declares."""
+    for part, entry in sorted(declared_initial(repo, run).items()):
+        told = _read(cache, run, "data/checkpoint/config.json").get("initial", {}).get(part, {})
+        where = f"data/checkpoint/config.json: initial: {part}"
+        yield Check(where, _json(entry["sha256"]), _json(told.get("sha256")))
+
+
 def passport(run: PastRun, cache: Cache) -> Iterator[Check]:
     """The passport's files, and those it was made from, have the digests that it lists."""
     listed = _read(cache, run, "data/passport/digests.json")

@@ -49,6 +49,7 @@ class ModelTrace:
     draws: Row
     episodes: list[Row]
     sources: list[Row]
+    initial: list[Row]  # weights that training started from, see components/pretraining/initial.py
     quarantined: list[Row]
     trials: list[Row]
     findings: Findings
@@ -91,12 +92,14 @@ def trace_model(repo: Path, model: str) -> ModelTrace:
     checks += chain.totals(run, cache, totals["planned"], totals["draws"])
     episodes = _with_events(draws.rows(tables, draws.EPISODES), draws.rows(tables, draws.EVENTS))
     sources, strays = _sources(repo, run, episodes)
+    checks += chain.initial(repo, run, cache)
     return ModelTrace(
         model=version,
         stages=stages(repo, run),
         draws=totals,
         episodes=episodes,
         sources=sources,
+        initial=_initial(repo, run),
         quarantined=draws.rows(tables, "SELECT * FROM quarantine ORDER BY ALL"),
         trials=draws.rows(tables, draws.TRIAL_COUNTS),
         findings=findings([*checks, *strays]),
@@ -255,6 +258,32 @@ def _sources(repo: Path, run: PastRun, episodes: list[Row]) -> tuple[list[Row], 
     where = "data/episodes/manifest.parquet: episodes of no source in inputs/sources.json"
     got = f"{len(strays)}, first {strays[0]}" if strays else "none"
     return found, [chain.Check(where, "none", got)]
+
+
+def _initial(repo: Path, run: PastRun) -> list[Row]:
+    """Declared initial weights and encoders; `version` where they are of a registered model."""
+    return [
+        {
+            "part": part,
+            "from": entry["from"],
+            "files": entry["sha256"],
+            "version": _version_of(repo, entry["sha256"].get("model.safetensors", "")),
+        }
+        for part, entry in sorted(chain.declared_initial(repo, run).items())
+    ]
+
+
+def _version_of(repo: Path, sha256: str) -> str:
+    """The registered version with these weights; empty where there is none."""
+    if not sha256:
+        return ""
+    cache = Cache(repo)
+    for version in history.versions(repo):
+        run = history.run(repo, version.commit)
+        md5 = cache.digest(run, chain.WEIGHTS) if is_finished(run) else None
+        if md5 and cache.sha256(md5, chain.WEIGHTS)[0] == sha256:
+            return version.tag
+    return ""
 
 
 def _listing_digest(objects: list[Row]) -> str:

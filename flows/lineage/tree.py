@@ -32,9 +32,22 @@ def render_model(trace: ModelTrace, everything: bool = False) -> Tree:
     )
     _add_episodes(node, trace, everything)
     _add_sources(tree, trace, everything)
+    _add_initial(tree, trace.initial)
     _add_trials(tree, trace.trials)
     _add_findings(tree, trace.findings, everything)
     return tree
+
+
+def _add_initial(tree: Tree, rows: list[Row]) -> None:
+    """Weights that training started from; nothing where it was random numbers."""
+    if not rows:
+        return
+    node = tree.add("initial weights")
+    for row in rows:
+        of = f"  {row['version']}" if row["version"] else ""
+        line = node.add(_text(f"{row['part']}{of}  {row['from']}"))
+        for name, digest in sorted(row["files"].items()):
+            line.add(_text(f"{name}  sha256 {digest[:12]}"))
 
 
 def render_episode(trace: EpisodeTrace, everything: bool = False) -> Tree:
