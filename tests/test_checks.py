@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -197,6 +198,8 @@ def test_warnings_are_in_the_manifest_and_what_blocks_goes_aside(tmp_path: Path)
     }  # fmt: skip
     pages = list((tmp_path / "report/ingestion/data_docs/validations").rglob("*.html"))
     assert len(pages) == 1 and "black_share" in pages[0].read_text()
+    assert not re.findall(r"(?:src|href)=.?https?:", pages[0].read_text()), "fetches nothing"
+    assert "black_share" in pages[0].read_text().split("</head>")[1]
     front = (tmp_path / "report/ingestion/index.html").read_text()
     assert "https://" not in front and "clock_jump" in front
     link = front.split('href="')[1].split('"')[0]
