@@ -71,8 +71,9 @@ class Writer:
         self.state_names, self.action_names = state_names, action_names
         self.data_file_mb, self.video_file_mb = data_file_mb, video_file_mb
         self._tasks: dict[str, int] = {}
-        self._episodes: list[dict[str, Any]] = []
-        self._stats: list[dict[str, lerobot_stats.Stats]] = []
+        self._count = 0  # of episodes
+        self._open: list[dict[str, Any]] = []  # rows of meta/episodes of the file being written
+        self._written: list[pa.Table] = []  # those of finished files
         self._joiners: dict[str, Joiner] = {}
         self._cameras: dict[str, dict[str, Any]] = {}
         self._rows: list[pa.Table] = []
@@ -87,7 +88,7 @@ class Writer:
         self._register([recording.task], [rows.num_rows], rows, [stats], [videos])
         if sum(table.nbytes for table in self._rows) >= self.data_file_mb * 1e6:
             self._flush()
-        return len(self._episodes) - 1
+        return self._count - 1
 
     def take(self, files: Files, tasks: list[str]) -> None:
         """Append the episodes of finished files, whose videos lie under this writer's next number.
@@ -123,7 +124,7 @@ class Writer:
         videos: list[dict[str, Any]],
     ) -> None:
         """Give episodes, whose rows follow one another, their positions in the data set."""
-        first, start = len(self._episodes), self._frames
+        first, start = self._count, self._frames
         numbers = [self._tasks.setdefault(task, len(self._tasks)) for task in tasks]
         for index, own in enumerate(lengths):
             end = self._frames + own
@@ -133,8 +134,8 @@ class Writer:
                 "task_index": lerobot_stats.of_constant(numbers[index], own),
             }
             signals = {name: stats[index][name] for name in rows.column_names}
-            self._stats.append({**signals, **placed, **stats[index]})
-            self._episodes.append(
+            every = {**signals, **placed, **stats[index]}
+            self._open.append(
                 {
                     "episode_index": first + index,
                     "tasks": [tasks[index]],
@@ -143,9 +144,11 @@ class Writer:
                     "dataset_from_index": self._frames,
                     "dataset_to_index": end,
                     **videos[index],
+                    **{f"stats/{n}/{k}": every[n][k] for n in every for k in lerobot_stats.KEYS},
                 }
             )
             self._frames = end
+        self._count += len(tasks)
         columns = {
             "episode_index": np.repeat(np.arange(first, first + len(tasks)), lengths),
             "index": np.arange(start, self._frames),
@@ -161,9 +164,10 @@ class Writer:
         for joiner in self._joiners.values():
             joiner.close()
         write_json(self.root / "meta/info.json", self._info())
-        write_json(self.root / "meta/stats.json", lerobot_stats.join(self._stats))
+        episodes = self._episode_table()
+        write_json(self.root / "meta/stats.json", lerobot_stats.join(episodes))
         write_table(self.root / "meta/tasks.parquet", _task_table(list(self._tasks)))
-        write_table(self.root / "meta/episodes/chunk-000/file-000.parquet", self._episode_table())
+        write_table(self.root / "meta/episodes/chunk-000/file-000.parquet", episodes)
 
     def _add_videos(self, recording: Recording) -> dict[str, Any]:
         row: dict[str, Any] = {}
@@ -195,19 +199,22 @@ class Writer:
             path = DATA_PATH.format(chunk_index=chunk, file_index=file)
             write_table(self.root / path, pa.concat_tables(self._rows))
             self._rows, self._files = [], self._files + 1
+            names = dict.fromkeys(key for row in self._open for key in row)
+            self._written.append(pa.table({n: [r.get(n) for r in self._open] for n in names}))
+            self._open = []
 
     def _info(self) -> dict[str, Any]:
         return {
             "codebase_version": "v3.0",
             "robot_type": self.robot_type,
-            "total_episodes": len(self._episodes),
+            "total_episodes": self._count,
             "total_frames": self._frames,
             "total_tasks": len(self._tasks),
             "chunks_size": CHUNK_FILES,
             "data_files_size_in_mb": self.data_file_mb,
             "video_files_size_in_mb": self.video_file_mb,
             "fps": self.fps,
-            "splits": {"train": f"0:{len(self._episodes)}"},
+            "splits": {"train": f"0:{self._count}"},
             "data_path": DATA_PATH,
             "video_path": VIDEO_PATH,
             "features": {
@@ -223,21 +230,13 @@ class Writer:
         }
 
     def _episode_table(self) -> pa.Table:
-        names = dict.fromkeys(name for stats in self._stats for name in stats)
-        rows = [
-            {
-                **episode,
-                **{
-                    f"stats/{name}/{key}": stats[name][key] if name in stats else None
-                    for name in names
-                    for key in lerobot_stats.KEYS
-                },
-                **_place("meta/episodes", 0),
-            }
-            for episode, stats in zip(self._episodes, self._stats, strict=True)
-        ]
-        columns = dict.fromkeys(key for row in rows for key in row)
-        return pa.table({key: [row.get(key) for row in rows] for key in columns})
+        """All rows of `meta/episodes`; statistics after what every episode has."""
+        whole = pa.concat_tables(self._written or [pa.table({})], promote_options="permissive")
+        names = sorted(whole.column_names, key=lambda name: name.startswith("stats/"))
+        whole = whole.select(names).combine_chunks()
+        for name in _place("meta/episodes", 0):
+            whole = whole.append_column(name, pa.array(np.zeros(len(whole), np.int64)))
+        return whole
 
 
 def video_path(key: str, number: int) -> str:

@@ -55,10 +55,17 @@ def of_first_picture(span: Span) -> Stats | None:
     return {**nested, "count": [1]}
 
 
-def join(episodes: list[dict[str, Stats]]) -> dict[str, Stats]:
-    """Of all episodes together, feature by feature."""
-    names = dict.fromkeys(name for stats in episodes for name in stats)
-    return {name: _join([stats[name] for stats in episodes if name in stats]) for name in names}
+def join(episodes: pa.Table) -> dict[str, Stats]:
+    """Of all episodes together, feature by feature, by the columns of `meta/episodes`."""
+    parts = [name.split("/") for name in episodes.column_names if name.startswith("stats/")]
+    names = dict.fromkeys("/".join(part[1:-1]) for part in parts)
+    return {name: _join(_columns(episodes, name)) for name in names}
+
+
+def _columns(episodes: pa.Table, name: str) -> dict[str, npt.NDArray[Any]]:
+    """(N, ...) of each statistic of one feature, over the episodes that have it."""
+    columns = {key: episodes[f"stats/{name}/{key}"].drop_null() for key in KEYS}
+    return {key: np.array(column.to_pylist()) for key, column in columns.items()}
 
 
 def _of(values: npt.NDArray[Any]) -> Stats:
@@ -105,28 +112,27 @@ def _quantile(ranked: npt.NDArray[Any], share: float) -> npt.NDArray[np.float64]
     return np.asarray(low + (high - low) * part)
 
 
-def _join(parts: list[Stats]) -> Stats:
-    parts = [part for part in parts if part["count"][0]] or parts[:1]
-    counts = np.array([max(part["count"][0], 1) for part in parts], dtype=np.float64)
+def _join(parts: dict[str, npt.NDArray[Any]]) -> Stats:
+    some = parts["count"][:, 0] > 0
+    if not some.any():
+        some[0] = True
+    parts = {key: values[some] for key, values in parts.items()}
+    counts = np.maximum(parts["count"][:, 0], 1).astype(np.float64)
     weights = counts / counts.sum()
 
-    def weighted(key: str) -> npt.NDArray[np.float64]:
-        return np.tensordot(weights, _stack(parts, key), axes=1)
+    def weighted(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        return np.tensordot(weights, values.astype(np.float64), axes=1)
 
-    mean = weighted("mean")
-    spread = _stack(parts, "std") ** 2 + (_stack(parts, "mean") - mean) ** 2
+    mean = weighted(parts["mean"])
+    spread = parts["std"].astype(np.float64) ** 2 + (parts["mean"] - mean) ** 2
     return {
-        "min": np.min([part["min"] for part in parts], axis=0).tolist(),
-        "max": np.max([part["max"] for part in parts], axis=0).tolist(),
+        "min": parts["min"].min(axis=0).tolist(),
+        "max": parts["max"].max(axis=0).tolist(),
         "mean": mean.tolist(),
-        "std": np.sqrt(np.tensordot(weights, spread, axes=1)).tolist(),
-        "count": [sum(part["count"][0] for part in parts)],
-        **{key: weighted(key).tolist() for key in QUANTILES},
+        "std": np.sqrt(weighted(spread)).tolist(),
+        "count": [int(parts["count"].sum())],
+        **{key: weighted(parts[key]).tolist() for key in QUANTILES},
     }
-
-
-def _stack(parts: list[Stats], key: str) -> npt.NDArray[np.float64]:
-    return np.array([part[key] for part in parts], dtype=np.float64)
 
 
 def _first_picture(span: Span) -> npt.NDArray[np.uint8]:

@@ -23,7 +23,8 @@ MANIFEST = pa.schema(
         "n_frames": pa.int64(),
         "duration_s": pa.float64(),
         "fps": pa.float64(),
-        "operator": pa.string(),  # empty where unknown
+        "robot_serial": pa.string(),  # empty where unknown
+        "operator": pa.string(),  # the same
         "origins": pa.list_(pa.string()),  # every address that held this content
         "checks": pa.string(),  # JSON: warning -> what was found; {} where nothing was
         "video_lag_s": pa.float64(),  # how late pictures show the state; null where not clear

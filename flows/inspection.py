@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from components.ingestion.said import Said
 
 LONG = 12  # names of one unit that are spelled out
+MOST = 240  # characters of a signal: a screen has 40 lines of 80
 TASKS = 3
 EPISODES, EPISODES_IN_S3 = 100, 8  # looked at, unless somebody says how many
 
@@ -113,9 +114,9 @@ def _signal(dimensions: list[Dimension]) -> str:
         names = [d.name for d in group]
         shown = ", ".join(names) if len(names) <= LONG else f"{names[0]} .. {names[-1]}"
         parts.append(f"{shown} [{unit or '?'}]")
-    if sum(map(len, parts)) <= 400:
+    if sum(map(len, parts)) <= MOST:
         return "; ".join(parts)
-    return "; ".join(parts)[:400].rpartition(",")[0] + ", ..."
+    return "; ".join(parts)[:MOST].rpartition(",")[0] + ", ..."
 
 
 def _gripper(found: Inspection) -> str:

@@ -17,7 +17,7 @@ from tests.conftest import ROOT, wamflow
 from tests.test_ingestion import dataset_v21, shared, video_file
 from tests.test_readers import json_timeline, mcap_json
 
-LINES, COLUMNS = 40, 120  # of a screen
+LINES, COLUMNS = 40, 80  # of a screen
 
 ODDITIES = {  # the column "what is odd about it" of ../shared/data/README.md, in our words
     "cr5-banana": (

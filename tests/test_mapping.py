@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pydantic import ValidationError
 
 from components.episodes import Episodes
 from components.errors import UserError
-from components.ingestion import formats, unlisted
+from components.ingestion import embodiments, formats, unlisted
 from components.ingestion.inspect import inspect
 from components.ingestion.raw import Reader
 from components.ingestion.said import Said
@@ -161,3 +163,16 @@ def test_embodiments_have_names_units_masks_and_quantiles(tmp_path: Path) -> Non
     assert state["q01"] == pytest.approx(np.quantile(every, 0.01, axis=0), abs=1e-6)
     assert state["q99"] == pytest.approx(np.quantile(every, 0.99, axis=0), abs=1e-6)
     assert robot[1]["cameras"] == {"front": [32, 48]}
+
+
+def test_quantiles_of_many_rows_are_of_evenly_spread_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    (tmp_path / "data").mkdir()
+    for name, some in (("a", rows[:33]), ("b", rows[33:])):
+        column = pa.FixedSizeListArray.from_arrays(pa.array(some.reshape(-1)), 2)
+        pq.write_table(pa.table({"action": column}), tmp_path / f"data/{name}.parquet")
+    assert (embodiments._rows(tmp_path, "action", 2) == rows).all()
+    monkeypatch.setattr(embodiments, "MOST_NUMBERS", 30)
+    assert (embodiments._rows(tmp_path, "action", 2) == rows[::7]).all()

@@ -87,6 +87,10 @@ class Aligned:
         """As the reader."""
         return self.reader.recall(index, notes)
 
+    def who(self, index: int, notes: dict[str, Any]) -> dict[str, str]:
+        """As the reader."""
+        return self.reader.who(index, notes)
+
     def spans(self, index: int) -> dict[str, Span] | None:
         """The videos, shorter."""
         spans, late = self.reader.spans(index), self.late.get(index, 0)

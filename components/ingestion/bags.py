@@ -1,8 +1,9 @@
 """From timed messages of many topics to episodes on one clock. The same for MCAP and ROS 2 bags.
 
-One file is one episode. The clock is the state topic's: each row takes the last command and the
-last picture that were there at its time; rows before the first command or picture are cut. Times
-are the recorder's (`log_time`), since clocks of different machines do not agree in headers.
+One file is one episode, or the files of a split bag are (`split.py`). The clock is the state
+topic's: each row takes the last command and the last picture that were there at its time; rows
+before the first command or picture are cut. Times are the recorder's (`log_time`), since clocks of
+different machines do not agree in headers.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter
 
-from components.ingestion import arrays, pictures, topics
+from components.ingestion import arrays, pictures, split, topics, who
 from components.ingestion.raw import Float, Layout, RawEpisode, relative_s
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.source import Source
@@ -65,15 +66,17 @@ class Reader:
     """All recordings of one source, one episode a file."""
 
     def __init__(self, source: Source, files: list[str], reads: Format) -> None:
-        self.source, self._files, self._reads, self.format = source, files, reads, reads.name
-        self.indices = list(range(len(files)))
+        self.source, self._reads, self.format = source, reads, reads.name
+        self._bags = split.bags(source, files)
+        self.indices = list(range(len(self._bags)))
         self._films = pictures.Films(source)
         self._found: list[str] = []
         self._cut: dict[int, int] = {}
         self._surveys: dict[int, dict[str, Topic] | Problem] = {}
         self._notes: dict[int, dict[str, str]] = {
-            index: source.once(path, "notes", partial(reads.notes, source, path))
-            for index, path in enumerate(files)
+            index: bag.notes | source.once(path, "notes", partial(reads.notes, source, path))
+            for index, bag in enumerate(self._bags)
+            for path in bag.files[:1]
         }
         sound = [s for i in self.indices if not isinstance(s := self._survey(i), Problem)]
         chosen = [(s, r) for s in sound if (r := topics.roles(s, source.said)) is not None]
@@ -91,7 +94,7 @@ class Reader:
 
     def read(self, index: int) -> RawEpisode:
         """One recording; what cannot be read is said in its `problem`."""
-        path = self._files[index]
+        path = self._bags[index].name
         uri, version = f"{self.source.uri}/{path}", self.version(index)
         try:
             found = self._read(index, uri, version)
@@ -104,13 +107,14 @@ class Reader:
         return found
 
     def version(self, index: int) -> str:
-        """Digest of the file that an episode is read from."""
-        return self.source.version([self._files[index]])
+        """Digest of the files that an episode is read from."""
+        return self.source.version(list(self._bags[index].files))
 
     def identity(self, index: int) -> Any:
         """What decides all that `read` gives but address, version and task."""
-        path = self._files[index]
-        return [path, self.source.listed[path].version, self._roles, self.layout.fps]
+        bag = self._bags[index]
+        digests = [self.source.listed[path].version for path in bag.files]
+        return [bag.files, digests, bag.missing, self._roles, self.layout.fps]
 
     def spans(self, index: int) -> dict[str, Span] | None:
         """The films of an episode by camera, where they are still at hand."""
@@ -122,6 +126,10 @@ class Reader:
         if "cut" in notes:
             self._cut[index] = notes["cut"]
         return notes.get("text") or self._notes[index].get("task") or self._task
+
+    def who(self, index: int, notes: dict[str, Any]) -> dict[str, str]:
+        """Robot and operator by what the recording notes beside its messages."""
+        return who.of(self._notes[index])
 
     def _read(self, index: int, uri: str, version: str) -> RawEpisode | Problem:
         survey = self._survey(index)
@@ -217,26 +225,42 @@ class Reader:
     def _timed(self, index: int, survey: dict[str, Topic]) -> Iterator[Message]:
         """Messages of a file without those that have no time where others have one."""
         epoch = any(t.times_ns and t.times_ns[-1] >= topics.EPOCH_NS for t in survey.values())
-        for message in self._reads.messages(self.source, self._files[index]):
+        for message in self._messages(index):
             if not epoch or message.time_ns >= topics.EPOCH_NS:
                 yield message
 
+    def _messages(self, index: int) -> Iterator[Message]:
+        """Of all files of a recording, one after the other; DamagedError says which is damaged."""
+        files = self._bags[index].files
+        for path in files:
+            try:
+                yield from self._reads.messages(self.source, path)
+            except DamagedError as error:
+                raise error if len(files) == 1 else type(error)(f"{path}: {error}") from error
+
     def _survey(self, index: int) -> dict[str, Topic] | Problem:
-        """All topics of a file with their times; kept, since a file is read more than once."""
+        """All topics of a recording with their times; kept, since it is read more than once."""
         if index not in self._surveys:
-            path = self._files[index]
-            found = self.source.once(path, "topics", partial(self._survey_now, path))
-            self._surveys[index] = (
-                Problem(Reason.UNREADABLE_DATA, f"{path}: {found}")
-                if isinstance(found, str)
-                else _TOPICS.validate_python(found)
-            )
+            self._surveys[index] = self._known_survey(index)
         return self._surveys[index]
 
-    def _survey_now(self, path: str) -> Any:
-        """All topics of a file, as JSON, or one sentence about its damage."""
+    def _known_survey(self, index: int) -> dict[str, Topic] | Problem:
+        bag = self._bags[index]
+        if bag.missing:
+            named = ", ".join(bag.missing[:3])
+            detail = f"{len(bag.missing)} of the files that {split.NAME} names are missing: {named}"
+            return Problem(Reason.MISSING_DATA, detail)
+        first, *others = bag.files
+        name = " ".join(["topics", *(self.source.listed[path].version for path in others)])
+        found = self.source.once(first, name, partial(self._survey_now, index))
+        if isinstance(found, str):
+            return Problem(Reason.UNREADABLE_DATA, f"{bag.name}: {found}")
+        return _TOPICS.validate_python(found)
+
+    def _survey_now(self, index: int) -> Any:
+        """All topics of a recording, as JSON, or one sentence about its damage."""
         try:
-            found = topics.survey(self._reads.messages(self.source, path))
+            found = topics.survey(self._messages(index))
         except DamagedError as error:
             return str(error)
         return _TOPICS.dump_python(found, mode="json")

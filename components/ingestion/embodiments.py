@@ -21,7 +21,7 @@ from components.ingestion.units import unit
 from components.outputs import write_json
 
 QUANTILES = {"q01": 0.01, "q50": 0.5, "q99": 0.99}
-MOST_ROWS = 2_000_000  # of more, every second, third, ... row counts
+MOST_NUMBERS = 2**24  # of a signal in memory at once: of more, every second, third, ... row counts
 Float = npt.NDArray[np.float32]
 
 
@@ -29,7 +29,7 @@ def write(root: Path, layouts: dict[str, Layout], episodes: dict[str, int]) -> N
     """One entry for each folder of `root`; `episodes` counts them."""
     found = {}
     for folder, layout in sorted(layouts.items()):
-        state, action = (_rows(root / folder, name) for name in ("observation.state", "action"))
+        units = dict(layout.units)
         info = json.loads((root / folder / "meta/info.json").read_text())
         found[folder] = {
             "robot": layout.robot_type,
@@ -40,33 +40,35 @@ def write(root: Path, layouts: dict[str, Layout], episodes: dict[str, int]) -> N
                 camera.rpartition(".")[2]: info["features"][camera]["shape"][:2]
                 for camera in layout.cameras
             },
-            "state": _signal(state, layout.state_names, dict(layout.units)),
-            "action": _signal(action, layout.action_names, dict(layout.units)),
+            "state": _signal(root / folder, "observation.state", layout.state_names, units),
+            "action": _signal(root / folder, "action", layout.action_names, units),
         }
     write_json(root / "embodiments.json", found)
 
 
-def _rows(folder: Path, column: str) -> Float:
-    """(T, D) of all files, thinned beyond `MOST_ROWS`."""
+def _rows(folder: Path, column: str, width: int) -> Float:
+    """(T, D) of all files, thinned beyond `MOST_NUMBERS`."""
     files = sorted((folder / "data").rglob("*.parquet"))
     rows = sum(pq.read_metadata(file).num_rows for file in files)
-    every = -(-rows // MOST_ROWS)
-    parts, at = [], 0
+    every = max(-(-rows * width // MOST_NUMBERS), 1)
+    found = np.empty((-(-rows // every), width), np.float32)
+    at = filled = 0
     for file in files:
-        values = pq.read_table(file, columns=[column])[column].combine_chunks()
-        matrix = np.asarray(values.flatten(), dtype=np.float32).reshape(len(values), -1)
-        parts.append(matrix[(-at) % every :: every])
-        at += len(matrix)
-    return np.concatenate(parts)
+        with pq.ParquetFile(file) as parts:
+            for batch in parts.iter_batches(columns=[column]):
+                matrix = batch[column].flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
+                chosen = matrix[(-at) % every :: every]
+                found[filled : filled + len(chosen)] = chosen
+                at, filled = at + len(matrix), filled + len(chosen)
+    return found
 
 
-def _signal(values: Float, names: tuple[str, ...], units: dict[str, str]) -> dict[str, Any]:
+def _signal(
+    folder: Path, column: str, names: tuple[str, ...], units: dict[str, str]
+) -> dict[str, Any]:
     """What is known of each dimension; `mask` is false where it never moves."""
-    exact = values.astype(np.float64)
-    finite = np.where(np.isfinite(exact), exact, np.nan)
-    with np.errstate(all="ignore"):
-        cuts = np.nanquantile(finite, list(QUANTILES.values()), axis=0)
-    low, high = np.nanmin(finite, axis=0), np.nanmax(finite, axis=0)
+    cuts = np.array([_cuts(values) for values in _rows(folder, column, len(names)).T])
+    low, high = cuts[:, 0], cuts[:, 1]
     return {
         "names": list(names),
         "units": [
@@ -77,5 +79,13 @@ def _signal(values: Float, names: tuple[str, ...], units: dict[str, str]) -> dic
         "mask": [bool(b > a) for a, b in zip(low, high, strict=True)],
         "min": np.nan_to_num(low).tolist(),
         "max": np.nan_to_num(high).tolist(),
-        **{k: np.nan_to_num(row).tolist() for k, row in zip(QUANTILES, cuts, strict=True)},
+        **{k: np.nan_to_num(cuts[:, 2 + n]).tolist() for n, k in enumerate(QUANTILES)},
     }
+
+
+def _cuts(values: Float) -> list[float]:
+    """Least, greatest and quantiles of one dimension (T,); NaN where nothing is finite."""
+    finite = values[np.isfinite(values)].astype(np.float64)
+    if not len(finite):
+        return [np.nan] * (2 + len(QUANTILES))
+    return [finite.min(), finite.max(), *np.quantile(finite, list(QUANTILES.values()))]

@@ -11,7 +11,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from components.ingestion import arrays, columns, magic, pictures
+from components.ingestion import arrays, columns, magic, pictures, who
 from components.ingestion.columns import Signal
 from components.ingestion.raw import Layout, RawEpisode, relative_s
 from components.ingestion.reasons import Problem, Reason
@@ -50,6 +50,7 @@ class _Demo:
     group: str
     problem: Problem | None = None
     films: tuple[str, ...] = ()  # arrays of pictures
+    who: dict[str, str] = field(default_factory=dict)
 
 
 class Reader:
@@ -132,6 +133,10 @@ class Reader:
             self._failures.setdefault(path, {})[index] = not notes["success"]
         return notes.get("text") or self._task
 
+    def who(self, index: int, notes: dict[str, Any]) -> dict[str, str]:
+        """Robot and operator by the attributes of the demonstration, else of the file."""
+        return self._demos[index].who
+
     def _read(
         self, index: int, uri: str, version: str, demo: _Demo, group: h5py.Group
     ) -> RawEpisode:
@@ -182,7 +187,7 @@ class Reader:
         self._attributes |= told["attributes"]
         if told["missing"]:
             return [_Demo(path, "/", Problem(Reason.MISSING_COLUMN, f"{path}: {told['missing']}"))]
-        return [_Demo(path, group, None, tuple(films)) for group, films in told["demos"]]
+        return [_Demo(path, group, None, tuple(f), whose) for group, f, whose in told["demos"]]
 
     def _look(self, path: str) -> dict[str, Any]:
         """What one file holds: its attributes, and groups of demonstrations with their films."""
@@ -198,7 +203,10 @@ class Reader:
             demos = groups or (["/"] if whole else [])
             return {
                 "attributes": attributes,
-                "demos": [(name, _films(file[name])) for name in demos],
+                "demos": [
+                    (name, _films(file[name]), who.of(_attributes(file[name]), attributes))
+                    for name in demos
+                ],
                 "missing": "" if demos else said,
             }
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from components.ingestion import declared, metadata
+from components.ingestion import declared, metadata, who
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.rows import Rows
@@ -34,7 +34,7 @@ class Reader:
     def __init__(self, source: Source, min_camera_share: float) -> None:
         self.source = source
         self._found: list[str] = []
-        info = metadata.info(source)
+        self._info = info = metadata.info(source)
         self.format = f"LeRobot {info.get('codebase_version') or 'v2'}"
         self._twice: dict[int, str] = {}  # episode -> what is there twice
         self._data: dict[int, str] = {}
@@ -103,6 +103,10 @@ class Reader:
     def recall(self, index: int, notes: dict[str, Any]) -> str | None:
         """Take note of an episode that an earlier run read; its task."""
         return self._rows.recall(index, notes, self._tasks, self._named(index))
+
+    def who(self, index: int, notes: dict[str, Any]) -> dict[str, str]:
+        """Robot and operator by `meta/episodes.jsonl`, else by info.json."""
+        return who.of(self._listed.get(index, {}), metadata.said(self._info))
 
     def _paths(self, index: int) -> dict[str, str]:
         return {key: files[index] for key, files in self._videos.items() if index in files}

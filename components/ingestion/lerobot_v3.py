@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from components.ingestion import declared, metadata
+from components.ingestion import declared, metadata, who
 from components.ingestion.raw import Layout, RawEpisode
 from components.ingestion.reasons import Problem, Reason
 from components.ingestion.rows import Rows
@@ -39,7 +39,7 @@ class Reader:
     def __init__(self, source: Source, min_camera_share: float) -> None:
         self.source = source
         self._found: list[str] = []
-        info = metadata.info(source)
+        self._info = info = metadata.info(source)
         self.format = f"LeRobot {info.get('codebase_version') or 'v3.0'}"
         self._listed = self._episodes()
         self._tasks = self._read_tasks()
@@ -100,6 +100,10 @@ class Reader:
     def recall(self, index: int, notes: dict[str, Any]) -> str | None:
         """Take note of an episode that an earlier run read; its task."""
         return self._rows.recall(index, notes, self._tasks, self._listed[index].get("tasks"))
+
+    def who(self, index: int, notes: dict[str, Any]) -> dict[str, str]:
+        """Robot and operator by `meta/episodes`, else by info.json."""
+        return who.of(self._listed[index], metadata.said(self._info))
 
     def _places(self, index: int) -> dict[str, tuple[str, float, float]]:
         return {key: files[index] for key, files in self._videos.items() if index in files}

@@ -60,6 +60,10 @@ class Mapped:
         """The reader's own, or the sentence that was said."""
         return self.inner.recall(index, notes) or self.said.task
 
+    def who(self, index: int, notes: dict[str, Any]) -> dict[str, str]:
+        """The reader's own."""
+        return self.inner.who(index, notes)
+
     def spans(self, index: int) -> dict[str, Span] | None:
         """The videos of an episode by camera as named."""
         found = self.inner.spans(index)

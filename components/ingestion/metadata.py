@@ -34,6 +34,11 @@ def info(source: Source) -> dict[str, Any]:
     raise damaged(source, "meta/info.json", "a JSON mapping with fps above 0 and features")
 
 
+def said(values: dict[str, Any]) -> dict[str, Any]:
+    """What info.json says beside the features, whose names are columns."""
+    return {key: value for key, value in values.items() if key != "features"}
+
+
 def damaged(source: Source, path: str, expected: str) -> DataError:
     """The error for metadata without which no episode of a source can be told."""
     return DataError(

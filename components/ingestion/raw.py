@@ -75,6 +75,10 @@ class Reader(Protocol):
         """Take note of an episode that an earlier run read (`RawEpisode.notes`); its task."""
         ...
 
+    def who(self, index: int, notes: dict[str, Any]) -> dict[str, str]:
+        """`robot_serial` and `operator` of an episode, where the recording says them."""
+        ...
+
     def spans(self, index: int) -> dict[str, Span] | None:
         """The videos of an episode by camera; None where only `read` can make them."""
         ...

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from components.ingestion import arrays, columns, metadata, pictures, tfrecord
+from components.ingestion import arrays, columns, metadata, pictures, tfrecord, who
 from components.ingestion.columns import Signal
 from components.ingestion.raw import Layout, RawEpisode, relative_s
 from components.ingestion.reasons import Problem, Reason
@@ -120,6 +120,10 @@ class Reader:
         self._ends[index] = notes.get("ends", [])
         return notes.get("text")
 
+    def who(self, index: int, notes: dict[str, Any]) -> dict[str, str]:
+        """Robot and operator by the episode's `episode_metadata`."""
+        return dict(notes.get("who", {}))
+
     def _episode(self, index: int, uri: str, version: str, found: dict[str, Any]) -> RawEpisode:
         missing = [k for s in (self._state, self._action) for k in s.columns if k not in found]
         if missing or not self._state.columns or not self._action.columns:
@@ -145,7 +149,7 @@ class Reader:
             problem = Problem(Reason.UNREADABLE_VIDEO, str(error))
             return RawEpisode(index, uri, version, problem=problem)
         ends = [e for e in ENDS if np.any(found.get(f"steps/{e}", np.zeros(1)))]
-        notes: dict[str, Any] = {"ends": ends, "text": _sentence(found)}
+        notes: dict[str, Any] = {"ends": ends, "text": _sentence(found), "who": _who(found)}
         return RawEpisode(
             index=index,
             uri=uri,
@@ -285,3 +289,8 @@ def _sentence(found: dict[str, Any]) -> str | None:
                 if text:
                     return text
     return None
+
+
+def _who(found: dict[str, Any]) -> dict[str, str]:
+    place = "episode_metadata/"
+    return who.of({k.removeprefix(place): v for k, v in found.items() if k.startswith(place)})

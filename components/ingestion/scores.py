@@ -9,6 +9,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from components.ingestion import page
 from components.ingestion.measure import KNOWN
 from components.ingestion.suites import Check
@@ -35,7 +37,7 @@ def write(
             "episodes": len(ours),
             "unreadable": int(ours["read_problem"].notna().sum()),
             "checks": {c.name: _check(c, ours, broken) for c in suite},
-            "facts": {name: _distribution(ours[name].dropna()) for name in sorted(KNOWN)},
+            "facts": {name: _distribution(ours[name]) for name in sorted(KNOWN)},
         }
     write_json(report / "scores.json", found)
     page.write(report, found)
@@ -55,15 +57,15 @@ def _check(check: Check, ours: pd.DataFrame, broken: dict[int, dict[str, Check]]
         "severity": check.severity,
         "rejects": count,
         "share": round(count / max(len(ours), 1), 4),
-        "distribution": _distribution(ours[check.fact].dropna()),
+        "distribution": _distribution(ours[check.fact]),
     }
 
 
-def _distribution(values: pd.Series[float]) -> dict[str, float]:
+def _distribution(column: pd.Series[float]) -> dict[str, float]:
     """How many were measured, and their quantiles."""
+    values = column.to_numpy(np.float64)
+    values = values[~np.isnan(values)]
     if not len(values):
         return {"measured": 0}
-    found = values.quantile(list(QUANTILES))
-    return {"measured": len(values)} | {
-        f"q{100 * q:02g}": round(float(value), 6) for q, value in found.items()
-    }
+    found = zip(QUANTILES, np.quantile(values, QUANTILES), strict=True)
+    return {"measured": len(values)} | {f"q{100 * q:02g}": round(float(v), 6) for q, v in found}

@@ -101,6 +101,7 @@ def _row(
     item: Accepted, folder: str, index: int, readers: list[Reader], names: list[str]
 ) -> dict[str, Any]:
     facts, reader = item.facts, readers[item.facts.source]
+    found = reader.who(facts.index, facts.notes)
     return {
         "episode_id": facts.episode_id,
         "source": names[facts.source],
@@ -112,7 +113,8 @@ def _row(
         "n_frames": facts.n_frames,
         "duration_s": facts.duration_s,
         "fps": reader.layout.fps,
-        "operator": "",
+        "robot_serial": found.get("robot_serial", ""),
+        "operator": found.get("operator", ""),
         "origins": item.origins,
         "video_lag_s": facts.numbers.get("video_lag_s"),
         "action_lag_s": facts.numbers.get("action_lag_s"),
