@@ -166,6 +166,32 @@ def test_an_event_that_does_not_end_is_cut_and_the_last_one_repeats(client: Poli
     assert outcome.events[0][1] == pytest.approx(2 * first, abs=25)
 
 
+class Says:
+    """A policy server whose model says how far through the event the robot is."""
+
+    def __init__(self, *parts: float) -> None:
+        self.parts, self.asked = list(parts), list[str]()
+
+    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(request["prompt"])
+        done = self.parts.pop(0)
+        return {"actions": np.zeros((40, 4)), "event_remaining": 40, "event_done": done}
+
+
+def test_an_event_that_was_begun_ends_when_the_model_says_that_it_is_done() -> None:
+    """40 steps left of 80 when half is done: over once less than an 80th part is missing."""
+    says: Any = Says(0.5, 0.98, 0.99, 0.2, 0.3)
+    model = actors.Model(CONFIG, 4, says, {"press the button": ["reach", "press"]})
+    model.begin("press the button", 0)
+    observe = PointStation().observe
+    captions = [model.next(observe).caption for _ in range(4)]
+    assert captions == ["reach", "reach", "press", "press"]
+    assert says.asked == ["reach", "reach", "reach", "press", "press"]
+    for wrong in (1.2, -0.1, "half", float("nan")):
+        with pytest.raises(DataError, match="expected event_done from 0 to 1; got"):
+            actors.part_done({"event_done": wrong})
+
+
 def test_a_policy_sees_pictures_and_proprioception_only() -> None:
     station = PointStation()
     station.reset("press", 1)

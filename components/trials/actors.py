@@ -85,15 +85,25 @@ class Model:
         """Start at the first event of the task."""
         self._captions, self._seed = self._plans[sentence], seed
         self._event = self._event_steps = 0
-        self._limit_steps = 0.0
+        self._limit_steps = self._whole_steps = 0.0
         self.latencies_ms = []
 
     def next(self, observe: Observe) -> Segment:
-        """Ask the server for the rest of the event; take up to `replan_steps` of it."""
-        caption = self._captions[min(self._event, len(self._captions) - 1)]
-        actions, remaining = self._ask(observe(), caption)
+        """Ask the server for the rest of the event; take up to `replan_steps` of it.
+
+        An event that was begun is over, and the next one asked for, when the model says that the
+        part done leaves less than one control step of the event's length as it was first planned.
+        """
+        seen = observe()
+        caption = self._caption()
+        actions, remaining, done = self._ask(seen, caption)
+        if self._event_steps and (1 - done) * self._whole_steps < 1:
+            self._event, self._event_steps = self._event + 1, 0
+            caption = self._caption()
+            actions, remaining, done = self._ask(seen, caption)
         if self._event_steps == 0:
             self._limit_steps = max(remaining, 1) * self._config.max_event_factor
+            self._whole_steps = max(remaining, 1) / max(1 - done, 1e-3)
         taken = actions[: self._config.replan_steps]
         segment = Segment(taken, self._event, caption)
         self._event_steps += len(taken)
@@ -101,19 +111,31 @@ class Model:
             self._event, self._event_steps = self._event + 1, 0
         return segment
 
-    def _ask(self, seen: Observation, caption: str) -> tuple[Float, int]:
+    def _caption(self) -> str:
+        return self._captions[min(self._event, len(self._captions) - 1)]
+
+    def _ask(self, seen: Observation, caption: str) -> tuple[Float, int, float]:
+        """Actions, control steps left, and the part done: 0 from a model that cannot say."""
         entropy = (self._config.seed, self._seed, len(self.latencies_ms))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
         start_s = time.monotonic()
         reply = self._client.infer(request(seen, caption, seed))
         self.latencies_ms.append((time.monotonic() - start_s) * 1000)
-        return checked(reply, self._width)
+        return *checked(reply, self._width), part_done(reply)
 
 
 def request(seen: Observation, caption: str, seed: int) -> dict[str, Any]:
     """An observation as the policy server expects it."""
     pictures = {f"observation/{camera}": image for camera, image in seen.images.items()}
     return {**pictures, "observation/state": seen.state, "prompt": caption, "seed": seed}
+
+
+def part_done(reply: dict[str, Any]) -> float:
+    """How far through the event a server says that the robot is. DataError outside 0..1."""
+    done = reply.get("event_done", 0.0)
+    if not isinstance(done, float | int | np.floating) or not 0 <= done <= 1:
+        raise DataError(f"policy server: expected event_done from 0 to 1; got {done!r}.")
+    return float(done)
 
 
 def checked(reply: dict[str, Any], width: int) -> tuple[Float, int]:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from components.pretraining.training import Training
 from models import schedule
 from models.acting import denoised
 from models.packed import Packed
+from models.presets import PRESETS
 from models.rows import collate
 from models.windows import Window
 
@@ -56,6 +58,7 @@ class Run:
         for name, parameter in self.training.model.named_parameters():
             parameter.data.copy_(self.training.average[name])
 
+    @cache  # noqa: B019  a run lives as long as its figures are asked for
     def held_out(self, *, words: bool = True) -> list[Window]:
         """Every event that is held out, from its start and from its middle."""
         w = self.windows
@@ -68,6 +71,7 @@ class Run:
         ]
         return [w.window(e, w.span(e, at), w.words(e) if words else "") for e, at in spots]
 
+    @cache  # noqa: B019
     @torch.no_grad()
     def losses(self, *, words: bool = True, tubes: float = 0.0, n: int = NOISE_DRAWS) -> Figures:
         """Mean losses over fixed noise; with tubes, `behind` is the video's loss there alone."""
@@ -93,6 +97,7 @@ class Run:
         predicted, _ = model.video(noisy, sigma, rows, draw.hidden)
         return float(model._video_loss(predicted, only, draw))
 
+    @cache  # noqa: B019
     @torch.no_grad()
     def acted(self, steps: int = 5) -> Figures:
         """Generated actions against those recorded: mean absolute error, and jitter's share."""
@@ -109,6 +114,7 @@ class Run:
         ]
         return {"action_error": float(off), "jitter": float(bends[0]), "recorded": float(bends[1])}
 
+    @cache  # noqa: B019
     @torch.no_grad()
     def ends(self) -> Figures:
         """Where the model thinks that events end: errors, and those of one constant."""
@@ -283,13 +289,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="one seed instead of several")
     parser.add_argument("--data", type=Path, required=True, help="`data` of a run that is finished")
     parser.add_argument("--preset", default="tiny")
+    parser.add_argument("--latent-px", type=int, default=4, help="side of a latent frame")
+    parser.add_argument("--codec-px", type=int, default=8, help="side of a latent pixel")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--parts", nargs="+", default=[*PARTS, "frozen"])
     given = parser.parse_args()
     values = params.load(ROOT / "params.yaml")["pretraining"]
     values |= {"preset": given.preset, "processes": 1, "batch_size": given.batch_size}
+    values["full"] |= {"codec_px": given.codec_px, "tube_side": 1}
     config = Config.model_validate(values | {"ema": 0.95})
+    sized = replace(PRESETS[given.preset], latent_px=(given.latent_px, given.latent_px))
+    PRESETS[given.preset] = sized
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     began = time.process_time()
@@ -313,7 +324,8 @@ def main() -> None:
     print(
         json.dumps(
             {
-                "preset": given.preset, "seeds": seeds, "steps": given.steps,
+                "preset": given.preset, "latent_px": given.latent_px, "codec_px": given.codec_px,
+                "seeds": seeds, "steps": given.steps,
                 "batch_size": given.batch_size, "parts": figures,
                 "losses_first_and_last": losses, "ends": ends,
                 "cpu_s": round(time.process_time() - began),
