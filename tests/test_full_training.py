@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from components import params
+from components.encoders import WanVae
 from components.errors import DataError, UserError
 from components.outputs import sha256, write_json
 from components.pretraining import chosen, full, initial, results, stage, starting, view
@@ -20,7 +21,9 @@ from components.pretraining.full_windows import FullWindows
 from components.pretraining.saver import Saver
 from components.pretraining.training import SKIPPED, Training
 from components.serving.policy import Policy
+from models import wan_keys
 from tests.made_training import BATCH, EPISODES, STEPS, VALUES, write
+from tests.made_wan import reference
 from tests.muon_ranks import on_ranks
 
 FULL: dict[str, Any] = VALUES | {"preset": "tiny", "processes": 1}
@@ -303,6 +306,41 @@ def test_the_next_stage_starts_from_the_version_before(
     results.write(training, out)
     told = json.loads((out / "config.json").read_text())["initial"]["model"]["sha256"]
     assert told["model.safetensors"] == sha256(checkpoint / "model.safetensors")
+
+
+def test_declared_wan_weights_and_vae_are_used_and_what_the_vae_said_is_kept(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    AutoencoderKLWan(
+        base_dim=4, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1, latents_mean=[0.0] * 4,
+        latents_std=[1.0] * 4,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    entry = {"vae": {"from": str(tmp_path / "vae"), "sha256": {"": ""}}}
+    theirs = reference(full.shape(config(), entry).video)
+    theirs.save_pretrained(tmp_path / "wan")
+    start = {
+        part: {"from": str(tmp_path / name), "sha256": initial.listed(part, tmp_path / name)}
+        for part, name in (("vae", "vae"), ("video", "wan"))
+    }
+    write_json(tmp_path / "init.json", start)
+    place = tmp_path / "view"
+    place.mkdir()
+    declared = initial.read(tmp_path / "init.json")
+    view.build(data / "episodes", data / "captions", data / "plan", place, config(), declared)
+    training = Training(chosen.windows(place, config()), config())
+    ours = dict(training.model.named_parameters())
+    for name, weight in theirs.state_dict().items():
+        assert torch.equal(ours[f"video.{wan_keys.ours(name)}"], weight), name
+    batch = training.windows.batch(0, 0, 1)
+    assert batch.rows.latents.shape[2] == 4 and training.windows.info["picture_px"] == 64
+    training.step(0, batch)
+    assert torch.isfinite(training.curve[0]).all()
+    monkeypatch.setattr(WanVae, "encode", None)  # another call of it would fail
+    again = training.windows.batch(0, 0, 1)
+    assert torch.equal(again.rows.latents, batch.rows.latents)
 
 
 def test_wrong_initial_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
