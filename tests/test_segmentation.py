@@ -144,6 +144,14 @@ def test_a_long_rest_is_an_event_of_its_own_and_a_short_one_is_not() -> None:
     assert rest.votes["rest"] == 1.0
 
 
+def test_a_slow_and_shaky_descent_is_no_rest() -> None:
+    """20 Hz and jitter of 4 mm hide 3 cm/s from one step to the next."""
+    points = [(0.0, 0.0, 0.4), (0.3, 0.2, 0.1), (0.0, 0.2, 0.4), (0.0, 0.2, 0.3)]
+    place = made.through(points, [1.5, 1.5, 3.0], 20.0)
+    place += np.random.default_rng(0).normal(0, 0.004, place.shape)
+    assert "idle" not in {event.kind for event in cut(made.arm(place, fps=20.0), LIMITS)}
+
+
 def test_steady_motion_is_cut_only_because_it_lasts_too_long() -> None:
     short = made.arm(made.through([(0, 0, 0), (1, 0, 0)], [9.0], 20.0), fps=20.0)
     long = made.arm(made.through([(0, 0, 0), (1, 0, 0)], [25.0], 20.0), fps=20.0)

@@ -18,6 +18,7 @@ from components.episodes import Episode
 
 CHANGE = 1 / 3  # of the command's own range in the episode is a new command
 BEGUN, SETTLED = 0.1, 0.9  # of a change of the fingers
+MOVED = 0.25  # of the fingers' way in the episode: less is giving way to what they hold
 EARLY_S = 0.1  # fingers that move so soon were told to before the recording began
 AFTER = 0.6  # an event whose fingers have settled for this share of it is about what follows,
 GOES_ON = 0.1  # where the arm then moves by more than this share of its range in the episode
@@ -120,7 +121,9 @@ def _hand(episode: Episode, event: Row, clear: float) -> _Hand:
     if not does:
         return _Hand("touches" if felt(event) >= clear else "")
     span = slice(event["start_frame"], min(event["end_frame"] + 1, len(episode)))
-    begun, settled = _change(episode, span)
+    begun, _ = _change(episode, span)
+    _, settled = _change(episode, slice(_shortly_before(event), span.stop))
+    settled = max(settled, span.start)  # a cut may come after the fingers have closed
     after = (span.stop - 1 - settled) / max(span.stop - 1 - span.start, 1)
     way = np.linalg.norm(episode.motion[span.stop - 1] - episode.motion[settled])
     then = after > AFTER and bool(way > GOES_ON * np.ptp(episode.motion, axis=0).max())
@@ -137,18 +140,22 @@ def _hand(episode: Episode, event: Row, clear: float) -> _Hand:
 def _commanded(episode: Episode, event: Row) -> bool:
     """Whether a new command is given in the event, or shortly before."""
     command = np.asarray(episode.gripper_command, dtype=np.float64)
-    early = max(event["start_frame"] - (event["end_frame"] - event["start_frame"]), 0)
-    span = command[early : event["end_frame"]]
+    span = command[_shortly_before(event) : event["end_frame"]]
     whole = np.ptp(command, axis=0)
     return bool(np.any((whole > 0) & (np.ptp(span, axis=0) >= CHANGE * whole)))
 
 
+def _shortly_before(event: Row) -> int:
+    """The frame as long before an event as it lasts."""
+    return int(max(2 * event["start_frame"] - event["end_frame"], 0))
+
+
 def _moved(episode: Episode, span: slice) -> bool:
-    """Whether the measured fingers, where there are any, move by more than a little."""
+    """Whether the measured fingers, where there are any, move by more than they give way."""
     if episode.gripper is None:
         return True
     ways = np.ptp(episode.gripper[span], axis=0), np.ptp(episode.gripper, axis=0)
-    return bool(np.any(ways[0] > BEGUN * ways[1]))
+    return bool(np.any(ways[0] > MOVED * ways[1]))
 
 
 def _change(episode: Episode, span: slice) -> tuple[int, int]:

@@ -20,7 +20,7 @@ from components.segmentation.evidence import Fusion, Single
 from components.segmentation.flat import Array, Flat, Index, Mask
 from components.segmentation.gripper import Transition, levels, transitions
 from components.segmentation.partition import EXACT_S, Candidate, best, peaks, shortened, within
-from components.segmentation.rest import dwells, rests, still
+from components.segmentation.rest import dwells, rests, stays, still
 from components.segmentation.signals import motion_traces
 
 SMALLEST_VOTE = 0.1
@@ -29,6 +29,7 @@ NEAR_TRANSITION_S = 0.2  # a cut this near to a gripper transition is the transi
 SHARP = 0.6  # of the brisk speed: where the velocity changes by more at once, there is the cut
 CORNER = 1.0  # a right angle is 1.4, a sudden stop 1
 CORNER_CHANCE = 0.4  # of sharp corners so many are changes on the development tasks (LOG.md)
+SHARPER = 1e-3  # of two corners the sharper is likelier, so that rounding decides nothing
 EVENTS_PER_TRANSITION = 3  # a subtask, from one gripper transition to the next, has few actions
 FINER = 0.5  # of the price of an event's cut is a segment's
 BATCH_ROWS = 65536  # control steps that go through together
@@ -68,6 +69,7 @@ class Evidence(NamedTuple):
     shift: Array  # (E,), what the usual number of changes adds to the log-odds
     chance: Array  # (M,)
     sharp: Array  # (M,), change of velocity, brisk speed 1
+    place: Array  # (M, D), ranges from the start
     still: Mask  # (M,)
     gripper: list[list[Transition]]
 
@@ -146,8 +148,9 @@ def weigh(
         contrasts.reach,
         traces.crossing * batch.step_s,
         shift,
-        np.maximum(chance, CORNER_CHANCE * (sharp > CORNER)),
+        np.maximum(chance, np.where(sharp > CORNER, CORNER_CHANCE + SHARPER * sharp, 0.0)),
         sharp,
+        traces.place,
         still(batch, traces.place, limits.min_event_s),
         transitions(batch, measured, commanded),
     )
@@ -169,6 +172,7 @@ def pieces_of(batch: Flat, found: Evidence, k: int, limits: Limits, learned: Fus
     times, chances = batch.times_s[own], found.chance[own]
     gripper = found.gripper[k]
     idle = rests(found.still[own], times, gripper, limits.min_event_s, limits.min_idle_s)
+    idle = [run for run in idle if run == (0, len(times)) or stays(found.place[own], *run)]
     least_s = float(
         np.clip(
             limits.min_event_share * found.crossing_s[k], limits.min_event_s, limits.max_event_s / 2

@@ -9,6 +9,7 @@ from components.segmentation.gripper import SECOND_DIFFERENCE, Transition
 from components.segmentation.signals import lengths
 
 STILL_SHARE = 0.05  # slower than this share of the episode's own brisk speed is still
+DRIFT = 0.1  # of the range: an arm that creeps farther does not rest, however slow or shaky it is
 NOISE_LEVELS = 5.0  # movement within this many standard deviations of noise is no movement
 
 
@@ -47,6 +48,16 @@ def rests(
         if times_s[min(first, last)] - times_s[start] >= min_idle_s:
             found.append((start, first))
     return found
+
+
+def stays(place: Array, start: int, stop: int) -> bool:
+    """Whether `place` (T, D), in ranges, ends a stretch about where it began; eighths are averaged.
+
+    Jitter can hide a slow motion from `still`: 10 cm in 2.5 s were called a rest.
+    """
+    part = max((stop - start) // 8, 1)
+    way = place[stop - part : stop].mean(axis=0) - place[start : start + part].mean(axis=0)
+    return float(np.linalg.norm(way)) <= DRIFT
 
 
 def dwells(

@@ -6,11 +6,12 @@ caption with what the simulator knows and no stage sees. A table goes to standar
 line last to standard output.
 
 Phases of the truth, for each control step: `reach` before the hand first touches something that can
-move; `grasp` from when the fingers begin to close around what they then hold until it has moved
-1 cm; `work` while it is touched or moves; `release` while the fingers open at its end; `retreat`
-after the last touch. An event is matched when two thirds of its steps are of one phase; `all` takes
-every event by its most common phase. A caption's verb is the first word after the task's sentence;
-`VERBS` says which phase it claims. `lift` and `lower` must also fit the way the thing really went.
+move; `grasp` from when the fingers have gone a tenth of their way to close around what they then
+hold until it has moved 1 cm; `work` while it is touched or moves; `release` while the fingers open
+at its end; `retreat` after the last touch. An event is matched when two thirds of its steps are of
+one phase; `all` takes every event by its most common phase. A caption's verb is the first word
+after the task's sentence; `VERBS` says which phase it claims. `lift` and `lower` must also fit the
+way the thing really went.
 
 Rules were made on DEVELOPMENT; tasks of HELD_OUT, which run by default, are for the score.
 """
@@ -143,8 +144,10 @@ def phases(seen: Demonstration) -> npt.NDArray[np.str_]:
         start = begin
         while start > max(begin - CLOSING, 0) and opening[start - 1] > opening[start] + 1e-4:
             start -= 1
-        if opening[start] - opening[begin : min(begin + HELD, end)].min() < FELL:
+        fall = opening[start] - opening[begin : min(begin + HELD, end)].min()
+        if fall < FELL:
             continue  # both fingers touch it, but they did not close around it
+        start += int(np.argmax(opening[start:end] <= opening[start] - FELL * fall))
         way = np.linalg.norm(seen.things_m - seen.things_m[start], axis=2).max(axis=1)
         lifted = np.flatnonzero(way[begin:end] > MOVED_M)
         found[start : begin + int(lifted[0]) if len(lifted) else end] = "grasp"

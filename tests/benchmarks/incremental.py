@@ -172,7 +172,9 @@ def measured(stage: str, some: Path, whole: Path, repeats: int) -> dict[str, flo
     """Medians of a stage whose inputs are there; its outputs stay."""
     folder, output = some.parent, STAGES[stage][-1]
     cpu_s(stage, some, folder / "store")
-    full, increased, digests = [], [], set()
+    full: list[float] = []
+    increased: list[float] = []
+    digests: set[str] = set()
     for _ in range(repeats):
         for seconds, start in ((full, None), (increased, folder / "store")):
             store = folder / "copy"
