@@ -266,6 +266,25 @@ def test_a_policy_acts_with_the_checkpoint(checkpoint: Path) -> None:
         policy.infer({k: v for k, v in seen().items() if k != "observation/top"})
 
 
+def test_a_model_of_chunks_acts_for_their_length(checkpoint: Path, tmp_path: Path) -> None:
+    """0.2 s at 80 Hz, whatever the model thinks is left of the event."""
+    for name in ("model.safetensors", "normalisation.json", "event_plans.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    read = json.loads((checkpoint / "config.json").read_text())
+    read["pretraining"]["full"] |= {"windows": "chunk"}
+    write_json(tmp_path / "config.json", read)
+    reply = Policy(tmp_path).infer(seen())
+    assert len(reply["actions"]) == 16
+    assert reply["event_remaining"] == Policy(checkpoint).infer(seen())["event_remaining"]
+    read["pretraining"]["full"] |= {"words": "task"}
+    write_json(tmp_path / "config.json", read)
+    assert Policy(tmp_path).infer(seen())["event_remaining"] == 16
+    read["pretraining"]["full"] |= {"history_frames": 2}
+    write_json(tmp_path / "config.json", read)
+    with pytest.raises(UserError, match="wants 2 frames of history"):
+        Policy(tmp_path)
+
+
 def test_a_model_that_cannot_act_says_so(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "normalisation.json", "event_plans.json"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
@@ -394,7 +413,7 @@ def test_data_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
     info["embodiments"] = [robot | {"name": f"r{n}"} for n in range(5)]
     info["embodiments"][4]["state_names"] = ["x"] * 33
     with pytest.raises(UserError) as failure:
-        full.check(info, config())
+        full.check(info, config())  # the view asks before anything is decoded
     for said in (
         "cameras: expected at most 4, got 5", "embodiments: expected at most 4, got 5",
         "state of r4: expected at most 32, got 33",

@@ -46,7 +46,6 @@ class FullWindows(Windows):
 
     def __init__(self, folder: Path, config: Config) -> None:
         super().__init__(folder, config)
-        full.check(self.info, config)
         self.initial = self.info["initial"]
         self.shape = full.shape(config, self.initial)
         self.chances = full.chances(config)

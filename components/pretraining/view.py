@@ -60,6 +60,11 @@ def build(
     )
     if not any(episode.clips for episode in loaded):
         raise DataError(f"{episodes}: no episode has a camera; the model needs at least one.")
+    embodiments = _embodiments(loaded, cameras)
+    if config.preset != "small":
+        from components.pretraining import full
+
+        full.check({"cameras": cameras, "embodiments": embodiments}, config)
     texts, features = _captions(captions, table)
     normalisation = quantiles(loaded)
     first = np.cumsum([0] + [len(episode) for episode in loaded])
@@ -111,7 +116,7 @@ def build(
             "captions": texts,
             "event_plans": event_plans(data.manifest, table, texts),
             "normalisation": {name: n.as_dict() for name, n in sorted(normalisation.items())},
-            "embodiments": _embodiments(loaded, cameras),
+            "embodiments": embodiments,
         },
     )
 
