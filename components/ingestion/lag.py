@@ -4,7 +4,8 @@ commands.
 At each lag every late series is regressed on its causes (ridge); the explained share is the
 log-likelihood of that lag. Cross-correlation of smooth motion has a broad peak, so the slow course
 is taken away first, in two widths. Series come in views, ways of looking at one motion: each errs
-in its own way where a motion's strength drifts, and their likelihoods are averaged. How far the
+in its own way where a motion's strength drifts, and their likelihoods are averaged; so are those of
+the rows that have a partner at all lags, which compare like with like, and of all rows. How far the
 estimate can be trusted is told by leaving out each quarter of the time and each view in turn
 (jackknife: Efron and Stein, 1981).
 """
@@ -30,6 +31,7 @@ SHORTEST = 32  # differences: fewer say nothing
 CLEAR = 0.05  # share of the motion that the best lag explains beyond the usual lag
 UNSURE = 2.0  # steps: a lag that is known no better is not told
 QUARTERS = 4  # parts of the time that are left out in turn
+NOTHING = 1e-12
 NOISE = 1e-6  # a dimension that moves less stands still, in its own unit
 
 
@@ -55,7 +57,7 @@ class _Curve(NamedTuple):
     def likelihood(self, kept: npt.NDArray[np.bool_]) -> Values:
         """Of each lag, up to a constant, from the times that are kept."""
         left, whole = self.left[:, kept].sum(axis=1), self.whole[kept].sum()
-        return np.asarray(-kept.sum() * np.log(np.maximum(left, 1e-12) / max(whole, 1e-12)))
+        return np.asarray(-kept.sum() * np.log(np.maximum(left, NOTHING) / max(whole, NOTHING)))
 
 
 def of(views: Sequence[Sequence[Pair]]) -> Lag | None:
@@ -114,24 +116,52 @@ def _curves(view: Sequence[Pair]) -> list[_Curve]:
     for late, cause in view:
         moving = cause[:, np.ptp(cause, axis=0) > 0]
         if len(cause) >= SHORTEST and moving.shape[1] and np.ptp(late) > 0:
-            found += [_curve(_sharp(late, w), _sharp(moving, w)) for w in WIDTHS]
+            for width in WIDTHS:
+                sharp = _sharp(late, width), _sharp(moving, width)
+                found += [_same_rows(*sharp), _all_rows(*sharp)]
     return found
 
 
-def _curve(late: Values, cause: Values) -> _Curve:
-    """What `cause` (N, D) leaves of `late` (N, B) at each lag; always of the same rows of it."""
-    most = MOST if len(late) >= SHORT else MOST_OF_SHORT
-    count = len(late) - 2 * most
-    x = late[most : most + count]
-    x = x - x.mean(axis=0)
-    left = []
-    for lag in range(-most, most + 1):
-        y = cause[most - lag : most - lag + count]
-        y = y - y.mean(axis=0)
-        gram = y.T @ y
-        gram += max(RIDGE * float(np.trace(gram)) / len(gram), 1e-12) * np.eye(len(gram))
-        left.append(((x - y @ np.linalg.solve(gram, y.T @ x)) ** 2).sum(axis=1))
-    return _Curve(np.array(left), (x**2).sum(axis=1))
+def _same_rows(late: Values, cause: Values) -> _Curve:
+    """What `cause` (N, D) leaves of `late` (N, B) at each lag, of rows that have all lags."""
+    most = _most(late)
+    inner = slice(most, len(late) - most)
+    x = late[inner] - late[inner].mean(axis=0)
+    left = [_left(late[inner], np.roll(cause, lag, axis=0)[inner]) for lag in _lags(most)]
+    around = [(0, 0), (most, most)]
+    return _Curve(np.pad(left, around), np.pad((x**2).sum(axis=1), most))
+
+
+def _all_rows(late: Values, cause: Values) -> _Curve:
+    """As `_same_rows`, of all rows that have a partner at a lag: a short recording has few others.
+
+    Shares of each lag's own rows, since those differ; the rows without a partner get the mean.
+    """
+    count, left = len(late), []
+    for lag in _lags(_most(late)):
+        x = late[max(lag, 0) : count + min(lag, 0)]
+        rest = _left(x, cause[max(-lag, 0) : count - max(lag, 0)])
+        share = rest.sum() / max(float(((x - x.mean(axis=0)) ** 2).sum()), NOTHING)
+        spread = np.full(count, rest.mean())
+        spread[max(lag, 0) : count + min(lag, 0)] = rest
+        left.append(share * spread / max(float(spread.sum()), NOTHING))
+    return _Curve(np.array(left), np.full(count, 1 / count))
+
+
+def _most(late: Values) -> int:
+    return MOST if len(late) >= SHORT else MOST_OF_SHORT
+
+
+def _lags(most: int) -> range:
+    return range(-most, most + 1)
+
+
+def _left(x: Values, y: Values) -> Values:
+    """Squares that a regression of x (N, B) on y (N, D) leaves, (N,)."""
+    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
+    gram = y.T @ y
+    gram += max(RIDGE * float(np.trace(gram)) / len(gram), NOTHING) * np.eye(len(gram))
+    return np.asarray(((x - y @ np.linalg.solve(gram, y.T @ x)) ** 2).sum(axis=1))
 
 
 def _scores(views: list[list[_Curve]], kept: npt.NDArray[np.bool_]) -> Values:
