@@ -129,8 +129,9 @@ def machine(recordings: Episodes, config: Config) -> dict[str, dict[str, Any]]:
     recalled = kept.recall(names.values())
     found = {i: recalled[name] for i, name in names.items() if name in recalled}
     for some in portions(recordings, [i for i in recordings.ids if i not in found]):
-        cut = cut_all([recordings[i] for i in some], limits(config))
-        new = {i: kept_of(recordings[i], events) for i, events in zip(some, cut, strict=True)}
+        episodes = [recordings[i] for i in some]
+        cut = cut_all(episodes, limits(config))
+        new = {e.episode_id: kept_of(e, own) for e, own in zip(episodes, cut, strict=True)}
         kept.keep({names[i]: each for i, each in new.items()})
         found |= new
         print(f"segmentation: {len(found)} of {len(names)} episodes", flush=True)
