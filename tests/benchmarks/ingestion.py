@@ -6,8 +6,9 @@
   no refusal.
 - `incremental_ratio`: seconds of the stage for 100 + 5 recordings after 100, over those for 105
   afresh, the worse of a v3.0 data set that got files and of HDF5 files with pictures; imports left
-  out. `incremental_ratio_flow`: the same around `dvc repro ingestion` in a new worktree that shares
-  cache and store, as a flow's task runs it: interpreter, imports, hashing and checkout included.
+  out. `incremental_cpu_ratio`: the same in seconds of processor. `incremental_ratio_flow`: the same
+  around `dvc repro ingestion` in a new worktree that shares cache and store, as a flow's task runs
+  it: interpreter, imports, hashing and checkout included.
 - `mb_per_s`, `copy_mb_per_s`: a data set of --large-mb of large packets, listed by a snapshot,
   through the stage (no picture decoded for checks), and a plain copy of the same files just before.
   `small_*`: the smallest packets, `gr1-pick-place` of --data repeated to --small-mb. Both sides
@@ -164,9 +165,15 @@ def growing(work: Path, episodes: int) -> dict[str, float]:
         after = in_process(listing, work / kind / "b", store)
         fresh = in_process(listing, work / kind / "c", work / kind / "empty")
         found[f"incremental_ratio_{kind}"] = round(after["seconds"] / fresh["seconds"], 3)
+        found[f"incremental_cpu_ratio_{kind}"] = round(after["cpu_s"] / fresh["cpu_s"], 3)
         say(f"{kind}: {before['seconds']:.1f} s, then {after['seconds']:.1f} s; "
-            f"afresh {fresh['seconds']:.1f} s")  # fmt: skip
-    return {"incremental_ratio": max(found.values()), **found}
+            f"afresh {fresh['seconds']:.1f} s; of processor {after['cpu_s']:.2f} of "
+            f"{fresh['cpu_s']:.2f} s")  # fmt: skip
+    worst = {
+        name: max(value for key, value in found.items() if key.startswith(f"{name}_"))
+        for name in ("incremental_ratio", "incremental_cpu_ratio")
+    }
+    return worst | found
 
 
 def flow(work: Path, episodes: int) -> dict[str, float]:
