@@ -224,3 +224,12 @@ def test_scored_and_tuned_tasks_differ() -> None:
 
     scored = set(event_vs_chunk.SCORED)
     assert not scored & {*event_vs_chunk.TUNE, *DEVELOPMENT}
+
+
+def test_both_arms_may_look_equally_often() -> None:
+    """Every 4 or 16 steps or when the window is over; shorter windows cannot be left open."""
+    events, chunks = event_vs_chunk.candidates([8, 32])
+    assert [arm.executed_steps for arm in events] == [4, 16, event_vs_chunk.WHOLE]
+    looks = [(arm.window_steps, arm.executed_steps) for arm in chunks]
+    assert looks == [(8, 4), (8, 8), (32, 4), (32, 16), (32, 32)]
+    assert {arm.words for arm in chunks} == {"joined"}

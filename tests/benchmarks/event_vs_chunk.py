@@ -15,11 +15,13 @@ batch and padded length, so also the same compute. What differs:
   length, is chosen for it.
 
 Captions come from training data through `event_plans.json`; neither arm is told anything by the
-simulator. How often each arm looks again is chosen too. All choices are made on `--tune-tasks`,
-with recordings, scenes and a training seed of their own, for each arm the candidate of most
-progress: of two for the event arm, of all lengths and looks, then of both kinds of words for the
-chunk arm, so that the luck there is in choosing is the baseline's. Scored tasks are none of those,
-nor of the tasks that the segmentation was made on. Progress is defined in `claim/progress.py`.
+simulator. How often each arm looks again is chosen too, from the same list: every 4 or 16 control
+steps, or when its window is over. (An event arm whose event will not end looks often by itself; a
+baseline that could not would lose for that alone.) All choices are made on `--tune-tasks`, with
+recordings, scenes and a training seed of their own, for each arm the candidate of most progress: of
+three for the event arm, of all lengths and looks, then of both kinds of words for the chunk arm, so
+that the luck there is in choosing is the baseline's. Scored tasks are none of those, nor of the
+tasks that the segmentation was made on. Progress is defined in `claim/progress.py`.
 
 Trials are interleaved: both arms meet each scene, in an order drawn for it. Scenes differ from seed
 to seed and from all recordings. The unit of the statistics is the training seed: a seed's figure is
@@ -64,7 +66,7 @@ MODEL = {  # a quarter of the cost of the demo's model for each window
     "action_samples": 2, "anchor_probability": 0.5,
 }  # fmt: skip
 WHOLE = MODEL["max_steps"]
-LOOK = 16  # control steps after which the product's trials look again
+LOOKS = 4, 16  # control steps after which an arm looks again; the product's trials after 16
 
 
 class Bench(NamedTuple):
@@ -81,11 +83,11 @@ class Bench(NamedTuple):
 
 def candidates(chunk_steps: Sequence[int]) -> tuple[list[Arm], list[Arm]]:
     """(event arms, chunk arms told all captions) to choose from."""
-    event = [Arm(None, "event", executed) for executed in (LOOK, WHOLE)]
+    event = [Arm(None, "event", executed) for executed in (*LOOKS, WHOLE)]
     chunk = [
         Arm(steps, "joined", executed)
         for steps in chunk_steps
-        for executed in dict.fromkeys((steps, min(steps, LOOK)))
+        for executed in sorted({steps, *(min(steps, look) for look in LOOKS)})
     ]
     return event, chunk
 
@@ -208,7 +210,7 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=25, help="recorded of each task")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--chunk-steps", type=int, nargs="+", default=[8, 16, 32])
+    parser.add_argument("--chunk-steps", type=int, nargs="+", default=[8, 16, 32, 64])
     parser.add_argument("--tune-scenes", type=int, default=6, help="of each development task")
     parser.add_argument("--trial-steps", type=int, default=200, help="a trial ends, control steps")
     parser.add_argument(
