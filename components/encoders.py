@@ -210,16 +210,20 @@ class Umt5:
 
 @dataclass(frozen=True)
 class SentenceTokens:
-    """The small sentence model of `sentences.py`: one token of 384 numbers a text."""
+    """The small sentence model of `sentences.py`: one token of 384 numbers a text.
 
-    digest: str = sentences.DIGEST
+    Numbers of variance 1, as networks want them: those of unit vectors are so small that towers
+    take long to hear the words (LOG.md).
+    """
+
+    digest: str = hashlib.sha256(f"{sentences.DIGEST}, of variance 1".encode()).hexdigest()
     width: int = sentences.WIDTH
 
     def encode(self, texts: list[str]) -> Tensor:
         """See `TextEncoder`."""
         import torch
 
-        return torch.from_numpy(sentences.embed(texts))[:, None]
+        return torch.from_numpy(sentences.embed(texts) * sentences.WIDTH**0.5)[:, None]
 
 
 def picture_codec(vae: Path | None, patch_px: int, device: str) -> PictureCodec:

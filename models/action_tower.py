@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from models.attention import Attention, FeedForward, Modulation, modulate, sinusoidal
 from models.rows import Rows, of_event
 
+USED_COLUMNS = 8  # of a vector for all robots, about what one of them fills
 LEAST_SIGMA = 0.05  # x-prediction divides by sigma (Li and He 2025, "Back to basics")
 
 
@@ -138,6 +139,9 @@ class ActionTower(nn.Module):
         self.ends = Ends(width, shape.heads, video_width)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        for vectors in (self.embedding, self.state):  # or what a robot does not have drowns it out
+            nn.init.normal_(vectors.weight, std=USED_COLUMNS**-0.5)
+        nn.init.normal_(self.embodiment.weight, std=0.02)
 
     def read(self, rows: Rows, video: list[Tensor]) -> Reading:
         """What all noise draws and denoising steps share.

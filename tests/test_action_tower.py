@@ -352,7 +352,7 @@ def test_plans_end_where_the_model_says(coupling: Coupling) -> None:
     model = awake(coupling)
     scenes = [window(i, frames=1, steps=0) for i in range(3)]
     with torch.no_grad():
-        model.action.ends.head[-1].bias.copy_(torch.tensor([-0.9, 0.0]))  # 0.4 s
+        model.action.ends.head.bias.copy_(torch.tensor([-0.9, 0.0]))  # 0.4 s
     left, _ = model.ends(collate(scenes, LIMITS))
     wanted = (left[:, 0].exp() / 0.05).round().clamp(1, 24).tolist()
 

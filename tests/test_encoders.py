@@ -268,4 +268,4 @@ def test_what_was_encoded_once_is_not_encoded_again(tmp_path: Path) -> None:
 def test_sentences_are_one_token_each() -> None:
     tokens = SentenceTokens().encode(["pick up the cup", "open the drawer"])
     assert tokens.shape == (2, 1, 384)
-    torch.testing.assert_close(tokens.norm(dim=-1), torch.ones(2, 1))
+    torch.testing.assert_close(tokens.norm(dim=-1), torch.full((2, 1), 384**0.5))  # variance 1

@@ -57,6 +57,8 @@ class Run:
             self.training.step(step, self.windows.batch(step, 0, 1))
         for name, parameter in self.training.model.named_parameters():
             parameter.data.copy_(self.training.average[name])
+        model, weights = self.training.model, self.training.model.shape.weights
+        model.shape = replace(model.shape, weights=replace(weights, dct=1.0))  # to be asked for
 
     @cache  # noqa: B019  a run lives as long as its figures are asked for
     def held_out(self, *, words: bool = True) -> list[Window]:
