@@ -96,7 +96,10 @@ def test_noise_follows_nothing() -> None:
 
 
 def test_a_film_of_something_else_is_seldom_believed() -> None:
-    films = [np.stack([picture(place) for place in path(seed, T)]) for seed in range(6)]
+    films = [
+        np.stack([picture(place) for place in path(seed, T)]).astype(np.float32)
+        for seed in range(6)
+    ]
     seen = [motion.seen(pictures, np.zeros(T, np.bool_)) for pictures in films]
     own = [motion.late([seen[n]], path(n, T)) for n in range(6)]
     other = [motion.late([seen[n]], path(n + 100, T)) for n in range(6)]

@@ -118,50 +118,44 @@ def _curves(view: Sequence[Pair]) -> list[_Curve]:
         if len(cause) >= SHORTEST and moving.shape[1] and np.ptp(late) > 0:
             for width in WIDTHS:
                 sharp = _sharp(late, width), _sharp(moving, width)
-                found += [_same_rows(*sharp), _all_rows(*sharp)]
+                found += _explained(*sharp)
     return found
 
 
-def _same_rows(late: Values, cause: Values) -> _Curve:
-    """What `cause` (N, D) leaves of `late` (N, B) at each lag, of rows that have all lags."""
-    most = _most(late)
-    inner = slice(most, len(late) - most)
-    x = late[inner] - late[inner].mean(axis=0)
-    left = [_left(late[inner], np.roll(cause, lag, axis=0)[inner]) for lag in _lags(most)]
-    around = [(0, 0), (most, most)]
-    return _Curve(np.pad(left, around), np.pad((x**2).sum(axis=1), most))
-
-
-def _all_rows(late: Values, cause: Values) -> _Curve:
-    """As `_same_rows`, of all rows that have a partner at a lag: a short recording has few others.
-
-    Shares of each lag's own rows, since those differ; the rows without a partner get the mean.
+def _explained(late: Values, cause: Values) -> list[_Curve]:
+    """Regressions of `late` (N, B) on `cause` (N, D) at each lag, of the rows that have a partner
+    at all lags, and of all that have one at each: a short recording has few of the first.
     """
-    count, left = len(late), []
-    for lag in _lags(_most(late)):
-        x = late[max(lag, 0) : count + min(lag, 0)]
-        rest = _left(x, cause[max(-lag, 0) : count - max(lag, 0)])
-        share = rest.sum() / max(float(((x - x.mean(axis=0)) ** 2).sum()), NOTHING)
-        spread = np.full(count, rest.mean())
-        spread[max(lag, 0) : count + min(lag, 0)] = rest
-        left.append(share * spread / max(float(spread.sum()), NOTHING))
-    return _Curve(np.array(left), np.full(count, 1 / count))
+    most = MOST if len(late) >= SHORT else MOST_OF_SHORT
+    lags, rows = np.arange(-most, most + 1)[:, None], np.arange(len(late))
+    moved = np.stack([np.roll(cause, lag, axis=0) for lag in lags[:, 0]])
+    partner = (rows >= lags) & (rows < len(rows) + lags)
+    inner = np.broadcast_to(partner.all(axis=0), partner.shape)
+    left, whole = _left(late, moved, inner)
+    rest, own = _left(late, moved, partner)  # shares of each lag's own rows, since those differ
+    rest = np.where(partner, rest, rest.sum(axis=1, keepdims=True) / partner.sum(1, keepdims=True))
+    all_of_it = own.sum(axis=1, keepdims=True) * len(rows) / partner.sum(axis=1, keepdims=True)
+    share = _Curve(rest / np.maximum(all_of_it, NOTHING), np.full(len(rows), 1 / len(rows)))
+    return [_Curve(left, whole[0]), share]
 
 
-def _most(late: Values) -> int:
-    return MOST if len(late) >= SHORT else MOST_OF_SHORT
+def _left(late: Values, cause: Values, kept: npt.NDArray[np.bool_]) -> tuple[Values, Values]:
+    """Squares that regressions of `late` (N, B) on `cause` (L, N, D) leave, and all, (L, N) each.
 
-
-def _lags(most: int) -> range:
-    return range(-most, most + 1)
-
-
-def _left(x: Values, y: Values) -> Values:
-    """Squares that a regression of x (N, B) on y (N, D) leaves, (N,)."""
-    x, y = x - x.mean(axis=0), y - y.mean(axis=0)
-    gram = y.T @ y
-    gram += max(RIDGE * float(np.trace(gram)) / len(gram), NOTHING) * np.eye(len(gram))
-    return np.asarray(((x - y @ np.linalg.solve(gram, y.T @ x)) ** 2).sum(axis=1))
+    Only of the rows `kept` (L, N); 0 elsewhere.
+    """
+    count, kept = kept.sum(axis=1)[:, None, None], kept[:, :, None]
+    x, y = late * kept, cause * kept
+    x, y = (
+        (x - x.sum(axis=1, keepdims=True) / count) * kept,
+        (y - y.sum(axis=1, keepdims=True) / count) * kept,
+    )
+    turned = y.transpose(0, 2, 1)
+    gram = turned @ y
+    ridge = RIDGE * np.trace(gram, axis1=1, axis2=2) / gram.shape[1]
+    gram += np.maximum(ridge, NOTHING)[:, None, None] * np.eye(gram.shape[1])
+    rest = x - y @ np.linalg.solve(gram, turned @ x)
+    return (rest**2).sum(axis=2), (x**2).sum(axis=2)
 
 
 def _scores(views: list[list[_Curve]], kept: npt.NDArray[np.bool_]) -> Values:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from components.ingestion import lag
 from components.ingestion.lag import SPAN, Pair, Values
-from components.ingestion.looks import Packets, decoded
+from components.ingestion.looks import Grey, Packets, decoded
 from components.packets import Span, opened
 
 SMALL = (48, 48)  # height, width of pictures
@@ -58,7 +58,7 @@ def pictured(span: Span, packets: Packets, first: int, count: int) -> Motion:
     return seen(_decoded(span, shown), np.isin(shown, packets.keys))
 
 
-def seen(pictures: Values, keys: npt.NDArray[np.bool_]) -> Motion:
+def seen(pictures: Grey, keys: npt.NDArray[np.bool_]) -> Motion:
     """How pictures (N, H, W), grey, move; `keys` (N,) are those that encoders begin anew with."""
     before, after = pictures[:-SPAN], pictures[SPAN:]
     change = after - before
@@ -75,7 +75,7 @@ def seen(pictures: Values, keys: npt.NDArray[np.bool_]) -> Motion:
     return motion
 
 
-def _solved(weight: Values, right: Values, down: Values, change: Values, parts: int) -> Values:
+def _solved(weight: Grey, right: Grey, down: Grey, change: Grey, parts: int) -> Values:
     """By how much each part shifts, in both directions: (N, 2 * parts * parts)."""
     xx, yy = _tiles(weight * right**2, parts), _tiles(weight * down**2, parts)
     xy = _tiles(weight * right * down, parts)
@@ -86,10 +86,12 @@ def _solved(weight: Values, right: Values, down: Values, change: Values, parts: 
     return np.hstack([(yy * x - xy * y) / area, (xx * y - xy * x) / area])
 
 
-def _tiles(values: Values, parts: int) -> Values:
+def _tiles(values: Grey, parts: int) -> Values:
     """(N, H, W) -> means of parts x parts tiles, (N, parts * parts)."""
     count, height, width = values.shape
-    tiles = values.reshape(count, parts, height // parts, parts, width // parts).mean(axis=(2, 4))
+    tiles = values.reshape(count, parts, height // parts, parts, width // parts).mean(
+        axis=(2, 4), dtype=np.float64
+    )
     return np.asarray(tiles.reshape(count, -1))
 
 
@@ -102,7 +104,7 @@ def _bridged(series: Values, crossing: npt.NDArray[np.bool_]) -> Values:
     return np.stack(whole, axis=1)
 
 
-def _decoded(span: Span, shown: list[int]) -> Values:
+def _decoded(span: Span, shown: list[int]) -> Grey:
     """Pictures (N, 48, 48), grey, at the presentation times `shown` in ticks."""
     wanted, found = set(shown), []
     with opened(span.path) as container:
@@ -113,7 +115,7 @@ def _decoded(span: Span, shown: list[int]) -> Values:
         for frame in decoded(container, stream):
             if frame.pts in wanted:
                 grey = frame.reformat(width, height, format="gray", interpolation="AREA")
-                found.append(grey.to_ndarray().astype(np.float64))
+                found.append(grey.to_ndarray().astype(np.float32))
             if frame.pts is not None and frame.pts >= shown[-1]:
                 break
     if len(found) != len(shown):

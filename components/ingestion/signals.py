@@ -36,6 +36,7 @@ ROUND = (2 * np.pi, 360.0)  # an angle that goes on from the other end
 AROUND = 3  # steps on each side that a step is compared with
 FAR = 0.2  # a jump is at least this share of its dimension's range
 NARROW = 0.05  # dimensions that move less than this share of the widest are noise
+LAG_ROWS = 1000  # the busiest rows of a recording tell how late its state is
 SWITCH = 8  # a dimension of fewer different values is a switch: it may jump
 
 
@@ -116,9 +117,11 @@ def _action_lag_s(raw: RawEpisode) -> float | None:
         return None
     if not (np.isfinite(raw.state).all() and np.isfinite(raw.action).all()):
         return None
-    action = raw.action.astype(np.float64)
+    first = lag.busiest(raw.state, LAG_ROWS)
+    state = raw.state[first : first + LAG_ROWS]
+    action = raw.action[first : first + LAG_ROWS].astype(np.float64)
     strength = np.sqrt(abs(action - np.median(action, axis=0)))[lag.SPAN // 2 : -lag.SPAN // 2]
-    late = lag.of([[(lag.speed(raw.state), np.hstack([lag.speeds(action), strength]))]])
+    late = lag.of([[(lag.speed(state), np.hstack([lag.speeds(action), strength]))]])
     if late is None or not late.known:
         return None
     return late.steps * float(np.median(steps))
