@@ -190,7 +190,7 @@ PARTS: dict[str, tuple[dict[str, Any], Change, Callable[[Run], float]]] = {
     ),
     "captions": (
         {"caption_drop_short": 1.0, "caption_drop_long": 1.0}, None,
-        lambda run: run.losses()["action"],
+        lambda run: run.losses(words=run.training.config.caption_drop_long < 1)["action"],
     ),
     "DCT loss": ({"dct_weight": 0.0}, None, lambda run: run.losses()["dct"]),
     "video loss": ({"video_weight": 0.0}, None, lambda run: run.losses()["action"]),
@@ -202,10 +202,11 @@ PARTS: dict[str, tuple[dict[str, Any], Change, Callable[[Run], float]]] = {
 }  # fmt: skip
 METRICS = {
     "tube masking": "video loss behind tubes", "attention across views": "the same",
-    "caption drop": "action loss without words", "captions": "action loss with words",
+    "caption drop": "action loss without words", "captions": "action loss, told as in training",
     "DCT loss": "DCT of the action's error", "video loss": "action loss",
     "v-prediction, x instead": "error of generated actions",
-    "loss of the part done": "error of log seconds left", "words for the end": "the same",
+    "loss of the part done": "error of log seconds left",
+    "words for the end": "error of log seconds left",
     "anchor at 45 of 50, 50 instead": "error of generated actions",
     "N_d = 8, 1 instead": "the same",
 }  # fmt: skip
