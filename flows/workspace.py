@@ -122,9 +122,9 @@ def refuse_uncommitted_code(checkout: Path) -> None:
 def opened(checkout: Path, revision: str = "HEAD", name: str | None = None) -> Iterator[Run]:
     """A new run in a worktree of its own, locked while it lasts.
 
-    `HEAD` means the user's checkout as it is: its `params.yaml` and what people corrected come
-    along with uncommitted values, and uncommitted code is refused. Any other revision is taken as
-    it was committed.
+    `HEAD` means the user's checkout as it is: its `params.yaml`, `inputs/init.json` and what people
+    corrected come along with uncommitted values, and uncommitted code is refused. Any other
+    revision is taken as it was committed.
     """
     if revision == "HEAD":
         refuse_uncommitted_code(checkout)
@@ -146,12 +146,13 @@ def opened(checkout: Path, revision: str = "HEAD", name: str | None = None) -> I
 def _bring_inputs(checkout: Path, worktree: Path) -> None:
     """Values, initial weights and corrections as they are now.
 
-    A list of corrections that was deleted is empty.
+    A list of corrections that was deleted is empty, deleted initial weights are none.
     """
-    for name in ("params.yaml", "inputs/init.json"):
-        if (checkout / name).is_file():
-            (worktree / name).parent.mkdir(exist_ok=True)
-            shutil.copyfile(checkout / name, worktree / name)
+    if (checkout / "params.yaml").is_file():
+        shutil.copyfile(checkout / "params.yaml", worktree / "params.yaml")
+    initial = checkout / "inputs/init.json"
+    (worktree / "inputs").mkdir(exist_ok=True)
+    (worktree / "inputs/init.json").write_text(initial.read_text() if initial.is_file() else "{}\n")
     for overlay in (corrections.EVENTS, corrections.CAPTIONS):
         if (checkout / overlay).is_file():
             (worktree / overlay).parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -116,3 +118,25 @@ def test_what_is_not_sure_is_not_moved() -> None:
     assert moved((4.0, 0.3), (None, 0.0)) == {0: 4}, "one says nothing of another"
     assert moved((1.4, 0.9)) == {}, "no further from 0 than it errs"
     assert moved((4.0, 0.3), (0.0, 0.3), (-4.0, 0.3), (None, 0.0)) == {0: 4, 2: -4}
+
+
+def test_what_has_no_pictures_to_read_is_left_as_it_is() -> None:
+    three = [found(n, 3.0) for n in range(3)]
+    broken = Facts(0, 3, "", "arm", videos_unreadable=1)
+    assert aligned.steps([*three, broken]) == {0: 3, 1: 3, 2: 3}
+
+
+def test_a_recording_in_two_sources_is_moved_alike() -> None:
+    """The second source is too small to speak for itself."""
+    ids = ["a", "b", "c", "d"]
+    first = [replace(found(n, 3.0), episode_id=ids[n]) for n in range(4)]
+    second = [replace(found(n, None), source=1, episode_id=ids[n]) for n in range(2)]
+    readers: list[Any] = [SimpleNamespace(format="f", layout=None, indices=[]) for _ in range(2)]
+    one, two = list(aligned.corrected(readers, [first, second]))
+    assert isinstance(one, aligned.Aligned) and one.late == dict.fromkeys(range(4), 3)
+    assert isinstance(two, aligned.Aligned) and two.late == {0: 3, 1: 3}
+
+
+def test_correcting_without_looking_is_refused() -> None:
+    with pytest.raises(ValueError, match="correct_lag needs lag_pictures of 34 or more, got 0"):
+        Config.model_validate(CORRECTING.model_dump() | {"lag_pictures": 0})

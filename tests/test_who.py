@@ -67,6 +67,18 @@ def test_hdf5_says_it_in_attributes(tmp_path: Path) -> None:
     assert told(path.parent) == [ADA | {"operator": "Bob"}, ADA]
 
 
+def test_names_that_are_no_text_break_nothing(tmp_path: Path) -> None:
+    path = readers.robomimic(tmp_path / "h/a.hdf5", 1, False)
+    with h5py.File(path, "a") as file:
+        told_in = file["data/demo_0"].attrs
+        told_in.create("operator", "J\xfcrgen".encode("latin-1"), dtype=h5py.string_dtype())
+        h5py.h5a.create(
+            file["data/demo_0"].id, b"when", h5py.h5t.UNIX_D32LE, h5py.h5s.create(h5py.h5s.SCALAR)
+        )
+    (who,) = told(path.parent)
+    assert who["operator"].encode().decode() == who["operator"] == "J?rgen"
+
+
 def test_mcap_says_it_in_metadata_records(tmp_path: Path) -> None:
     (tmp_path / "panda").mkdir()
     with (tmp_path / "panda/a.mcap").open("wb") as file:

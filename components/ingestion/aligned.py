@@ -31,13 +31,14 @@ NOTE = "lag_corrected_steps"
 
 def steps(found: list[Facts]) -> dict[int, int]:
     """By how many steps each episode of one source is moved, where it is: index -> steps."""
+    found = [f for f in found if f.read_problem is None and not f.videos_unreadable]
     sure = {
         facts.index: (facts.numbers["video_lag_steps"], facts.numbers["video_lag_spread"])
         for facts in found
         if "video_lag_steps" in facts.numbers and facts.numbers["video_lag_spread"] <= SURE
     }
     shared = _shared([late for late, _ in sure.values()])
-    moved = {facts.index: shared or 0.0 for facts in found if facts.read_problem is None}
+    moved = {facts.index: shared or 0.0 for facts in found}
     for index, (late, spread) in sure.items():
         base = 0.0 if shared is None else shared
         if abs(late - base) > max(1.0 if shared is not None else 0.0, APART * spread):
@@ -117,6 +118,8 @@ def _shorter(span: Span, late: int) -> Span:
     with cut(span) as found:
         tick_s, frame = float(found.time_base), found.frame_ticks
         shown = np.sort(found.track.pts[found.inside])
+    if len(shown) <= abs(late):
+        return span
     between = shown[late - 1 : late + 1] if late > 0 else shown[late - 1 :][:2]
     edge_s = float(between.mean() + frame / 2) * tick_s  # a span counts from half a frame before
     return replace(span, start_s=edge_s) if late > 0 else replace(span, end_s=edge_s)
@@ -124,6 +127,10 @@ def _shorter(span: Span, late: int) -> Span:
 
 def corrected(readers: list[Reader], found: list[list[Facts]]) -> Iterator[Reader]:
     """The readers of sources with their facts, those that need it aligned."""
+    decided: dict[str, int] = {}  # a recording in several sources is moved as in the first one
     for reader, facts in zip(readers, found, strict=True):
-        late = steps(facts)
+        own = steps(facts)
+        ids = {f.index: f.episode_id for f in facts if f.episode_id}
+        late = own | {i: decided.setdefault(e, own.get(i, 0)) for i, e in ids.items()}
+        late = {index: by for index, by in late.items() if by}
         yield Aligned(reader, late) if late else reader

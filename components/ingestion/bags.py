@@ -8,6 +8,7 @@ different machines do not agree in headers.
 
 from __future__ import annotations
 
+import posixpath
 from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -114,7 +115,12 @@ class Reader:
         """What decides all that `read` gives but address, version and task."""
         bag = self._bags[index]
         digests = [self.source.listed[path].version for path in bag.files]
-        return [bag.files, digests, bag.missing, self._roles, self.layout.fps]
+        known = [bag.files, digests, bag.missing, self._roles, self.layout.fps]
+        return [*known, self._failed(index)]
+
+    def _failed(self, index: int) -> bool:
+        """Whether the recording says that its task was not done."""
+        return self._notes[index].get("success", "").lower() == "false"
 
     def spans(self, index: int) -> dict[str, Span] | None:
         """The films of an episode by camera, where they are still at hand."""
@@ -236,7 +242,8 @@ class Reader:
             try:
                 yield from self._reads.messages(self.source, path)
             except DamagedError as error:
-                raise error if len(files) == 1 else type(error)(f"{path}: {error}") from error
+                name = posixpath.basename(path)  # not the address: what is said is kept by content
+                raise error if len(files) == 1 else type(error)(f"{name}: {error}") from error
 
     def _survey(self, index: int) -> dict[str, Topic] | Problem:
         """All topics of a recording with their times; kept, since it is read more than once."""

@@ -373,14 +373,18 @@ def _text(group: h5py.Group) -> str | None:
         value = group.attrs[key]
         text = value.decode(errors="replace") if isinstance(value, bytes) else value
         if isinstance(text, str) and text.strip():
-            return text.strip()
+            return text.strip().encode(errors="replace").decode()
     return None
 
 
 def _attributes(group: h5py.Group) -> dict[str, Any]:
     """Attributes as JSON says them, mappings in them (`env_args`) flattened."""
     found: dict[str, Any] = {}
-    for key, value in group.attrs.items():
+    for key in group.attrs:
+        try:
+            value = group.attrs[key]
+        except BROKEN:  # of a type that numpy has not: it says nothing to us
+            continue
         found[key] = _plain(value)
         if isinstance(value, str) and value.startswith("{"):
             try:

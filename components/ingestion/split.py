@@ -60,7 +60,8 @@ def _said(source: Source, path: str) -> dict[str, Any]:
         whole = yaml.load(source.file(path).read_bytes(), Loader=LOADER)  # noqa: S506  (safe ones)
         about = whole["rosbag2_bagfile_information"]
         files = about["relative_file_paths"]
-        custom = about.get("custom_data") or {}
+        custom = about.get("custom_data")
+        custom = custom if isinstance(custom, dict) else {}
         return {
             "files": [name for name in files[:MAX_FILES] if isinstance(name, str)],
             "notes": {str(k): v for k, v in custom.items() if isinstance(v, str)},
@@ -69,4 +70,4 @@ def _said(source: Source, path: str) -> dict[str, Any]:
         return {"files": [], "notes": {}}
 
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER = getattr(yaml, "CBaseLoader", yaml.BaseLoader)  # every scalar is text, as rosbag2 means it

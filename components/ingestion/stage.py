@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from components import records, report
 from components.errors import DataError
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from components.ingestion.measure import Effort, Facts
     from components.ingestion.memory import Memory
     from components.ingestion.raw import Reader
+
+LAG_PICTURES = 34  # fewer in a row say nothing of a lag: SHORTEST + SPAN of lag.py
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -65,7 +67,7 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
     correct_lag: bool = Field(
         description="Move rows against pictures by the whole steps that a camera is surely late; "
-        "rows and pictures without a partner at the ends go. Needs lag_pictures.",
+        f"rows and pictures without a partner at the ends go. Needs {LAG_PICTURES} lag_pictures.",
     )
     checks: dict[str, dict[str, Change]] = Field(
         description="Changes of the checks in components/ingestion/suites: `default` or the start "
@@ -77,6 +79,14 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
     data_file_mb: int = Field(ge=1, le=2048, description="A file of signals is closed at, MB.")
     video_file_mb: int = Field(ge=1, le=8192, description="A video file is closed at, MB.")
+
+    @model_validator(mode="after")
+    def _looks_for_the_lag(self) -> Config:
+        if self.correct_lag and self.lag_pictures < LAG_PICTURES:
+            raise ValueError(
+                f"correct_lag needs lag_pictures of {LAG_PICTURES} or more, got {self.lag_pictures}"
+            )
+        return self
 
 
 class Report(BaseModel):

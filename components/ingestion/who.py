@@ -63,5 +63,5 @@ def _text(value: Any) -> str:
         value = value.decode(errors="replace")
     if isinstance(value, bool) or not isinstance(value, str | int | np.integer):
         return ""
-    text = " ".join(str(value).split())
+    text = " ".join(str(value).encode(errors="replace").decode().split())
     return text if len(text) <= LONGEST else ""
