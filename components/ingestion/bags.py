@@ -170,7 +170,6 @@ class Reader:
             if isinstance(film, Problem):
                 return film
             videos[camera] = film
-        notes = self._notes[index]
         failed = Problem(Reason.FAILED_DEMONSTRATION, "the recording says success is false")
         return RawEpisode(
             index=index,
@@ -182,7 +181,7 @@ class Reader:
             state=state,
             action=action,
             videos=videos,
-            problem=failed if notes.get("success", "").lower() == "false" else None,
+            problem=failed if self._failed(index) else None,
         )
 
     def _signals(
