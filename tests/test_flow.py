@@ -273,7 +273,7 @@ def test_up_serves_the_form_with_a_paused_schedule(miniature: Path) -> None:
     ask(api, f"deployments/{deployment['id']}/create_flow_run", body)
     until(lambda: "working" in log_of(miniature, "slow"))
     up.send_signal(signal.SIGINT)
-    up.communicate(timeout=60)
+    up.communicate(timeout=server.SERVING_STOP_S + 15)
     saved = json.loads((miniature / ".wamflow/miniature.json").read_text())
     assert saved["steps"] > 0, "the stage was asked to end, and saved"
     assert processes_of(miniature) == [] and servers_of(miniature) == []

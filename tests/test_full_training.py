@@ -205,14 +205,18 @@ def _on_rank(folder: str, store: str, parallel: str, of: dict[str, Any]) -> dict
     from components.pretraining import placement
 
     os.environ["WAMFLOW_STORE"] = store
-    training = trained(Path(folder), range(2), config(of, processes=2, parallel=parallel))
+    training = trained(
+        Path(folder), range(2), config(of, processes=2, parallel=parallel, clip_norm=1e9)
+    )
     weights = {n: placement.full(p.detach()) for n, p in training.model.named_parameters()}
     return {"weights": weights, "curve": training.curve[:2]}
 
 
 @pytest.mark.slow
 def test_fsdp2_moves_as_plain_data_parallel(folder: Path, tmp_path: Path) -> None:
-    """Two ranks, the video frozen. Only the norm for clipping is summed in another order."""
+    """Two ranks, the video frozen. Only the norm for clipping is summed in another order, and Muon
+    makes more of a rounding where a gradient nearly vanishes; so nothing is clipped here.
+    """
     plain, sharded = (
         on_ranks(2, _on_rank, str(folder), str(tmp_path), parallel, ACTION)[0]
         for parallel in ("replicated", "sharded")

@@ -151,7 +151,7 @@ def test_a_bit_that_the_decoder_notices_is_noticed_between_key_pictures(tmp_path
         flipped[track.offset[number] + int(random.integers(16, track.size[number]))] ^= 8
         span.path.write_bytes(flipped)
         facts = measure(0, raw, LAYOUT, effort=Effort(0, T))
-        assert facts.videos_unreadable == (not decodes(span.path))
+        assert facts.videos_unreadable or decodes(span.path)  # it may conceal what no fault ends
         noticed += facts.videos_unreadable
         assert measure(0, raw, LAYOUT, effort=Effort(0, 0)).videos_unreadable == 0
     assert noticed >= 3

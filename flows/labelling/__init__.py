@@ -31,10 +31,9 @@ def label(run: str, port: int, *, browser: bool) -> None:
             webbrowser.open(address)
 
     with found.opened(project, run) as past:
-        try:
+        with suppress(KeyboardInterrupt):  # uvicorn raises it again, or ends by itself
             server.serve(View(past), overlay, author, server.listening(port), ready)
-        except KeyboardInterrupt:
-            print("ended; what was saved is saved.", file=sys.stderr)
+        print("ended; what was saved is saved.", file=sys.stderr)
 
 
 def _is_mac() -> bool:

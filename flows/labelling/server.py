@@ -204,6 +204,7 @@ def listening(port: int) -> socket.socket:
     listens.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listens.bind((HOST, port))
+        listens.listen()  # whoever is told the address may come before uvicorn is ready
     except OSError as error:
         listens.close()
         raise UserError(f"port {port}: {error.strerror}; name another `--port`.") from error
