@@ -3,7 +3,7 @@
 `AutoencoderKLWan` (diffusers, an optional dependency: `pip install wamflow[wan]`) and
 `UMT5EncoderModel` (transformers) are used as the Wan pipelines use them. Without weights there is a
 codec that is fixed and honest (patches of a picture, nothing learned, nothing hidden) and the small
-sentence model of `sentences.py`. Every encoder has a digest; `Cache` keeps what it said under it.
+sentence model of `sentences.py`. Every encoder has a digest; `Cache` keeps sentences under it.
 
 Letters: V views, F frames, H x W pixels, C latent channels, L text tokens, X width of a token.
 """
@@ -50,6 +50,8 @@ class TextEncoder(Protocol):
     def digest(self) -> str: ...
     @property
     def width(self) -> int: ...  # X
+    @property
+    def device(self) -> str: ...
     def encode(self, texts: list[str]) -> Tensor: ...
 
 
@@ -218,6 +220,7 @@ class SentenceTokens:
 
     digest: str = hashlib.sha256(f"{sentences.DIGEST}, of variance 1".encode()).hexdigest()
     width: int = sentences.WIDTH
+    device: str = "cpu"
 
     def encode(self, texts: list[str]) -> Tensor:
         """See `TextEncoder`."""
@@ -238,24 +241,17 @@ def text_encoder(umt5: Path | None, tokens: int, device: str) -> TextEncoder:
 
 @dataclass(frozen=True)
 class Cache:
-    """What frozen encoders said, by the digest of encoder and input; safe to delete at any time."""
+    """What text encoders said, by encoder, device and text; safe to delete at any time."""
 
     folder: Path
 
-    def pictures(self, codec: PictureCodec, pictures: Tensor) -> Tensor:
-        """`codec.encode(pictures)`, made once."""
-        said = hashlib.sha256(pictures.contiguous().numpy().tobytes())
-        said.update(repr((tuple(pictures.shape), pictures.dtype)).encode())
-        return self._once(codec.digest, said.hexdigest(), lambda: codec.encode(pictures))
-
     def texts(self, encoder: TextEncoder, texts: list[str]) -> Tensor:
-        """`encoder.encode(texts)`, each text made once."""
+        """`encoder.encode(texts)`, each text made once on each kind of device."""
         import torch
 
+        by = f"{encoder.digest} {encoder.device.partition(':')[0]}"
         return torch.cat([
-            self._once(
-                encoder.digest, hashlib.sha256(t.encode()).hexdigest(), partial(encoder.encode, [t])
-            )
+            self._once(by, hashlib.sha256(t.encode()).hexdigest(), partial(encoder.encode, [t]))
             for t in texts
         ])  # fmt: skip
 

@@ -82,7 +82,7 @@ def _training(preset: Preset, seconds: float, coupling: Coupling) -> tuple[int, 
     window = preset.window(seconds)
     chances = Chances(
         coupling=coupling, action_samples=preset.action_samples if coupling == "asymmetric" else 1,
-        shift=preset.shape.shift, tube_probability=1.0, tube_side=2, shortest_s=0.5, longest_s=8.0,
+        shift=preset.shape.shift, tube_probability=1.0, tube_side=2,
     )  # fmt: skip
     drawn = collate_draws([draw(window, chances, torch.Generator())]).to(torch.device("meta"))
     rows = collate([window], preset.shape.limits).to("meta")

@@ -7,7 +7,7 @@ Letters as in `windows.py`; N noise draws of the action for one pass of the vide
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from models.masks import tube
 from models.rows import lined_up
-from models.schedule import anchor, caption_drop, shifted
+from models.schedule import anchor, shifted
 from models.windows import PATCH, Window
 
 Coupling = Literal["video", "symmetric", "asymmetric"]
@@ -31,8 +31,6 @@ class Chances:
     shift: float  # of the video's noise levels, see schedule.py
     tube_probability: float  # p_tube; no tubes where the video is frozen
     tube_side: int  # k, patches
-    shortest_s: float  # events this short lose their caption most often, seconds
-    longest_s: float  # events this long keep it most often, seconds
 
     def __post_init__(self) -> None:
         if self.coupling != "asymmetric" and self.action_samples != 1:
@@ -87,21 +85,3 @@ def collate_draws(draws: Sequence[Draw], rows: Sequence[Sequence[int]] | None = 
         sigma=joined("sigma"), noise=joined("noise", 2), hidden=joined("hidden", 1),
         action_sigma=joined("action_sigma"), action_noise=joined("action_noise"),
     )  # fmt: skip
-
-
-def said(window: Window, silence: Tensor, chances: Chances, random: torch.Generator) -> Window:
-    """The window with its caption, or with `silence` (L, X), the encoding of an empty sentence.
-
-    Which of them depends on the length of the event, see `schedule.caption_drop`.
-    """
-    length_s = torch.tensor(len(window.actions) * window.step_s)
-    chance = caption_drop(length_s, chances.shortest_s, chances.longest_s)
-    dropped = bool(torch.rand((), generator=random) < chance)
-    if not dropped:
-        return window
-    if silence.shape != window.text.shape:
-        raise ValueError(
-            f"Caption drop: expected silence of shape {tuple(window.text.shape)}, "
-            f"got {tuple(silence.shape)}."
-        )
-    return replace(window, text=silence, text_mask=torch.ones_like(window.text_mask))

@@ -25,7 +25,6 @@ SHAPE = WallShape(
 )  # fmt: skip
 CHANCES = Chances(
     coupling="symmetric", action_samples=1, shift=1.0, tube_probability=0.5, tube_side=1,
-    shortest_s=0.1, longest_s=1.0,
 )  # fmt: skip
 FROZEN = replace(CHANCES, coupling="asymmetric", action_samples=3)
 LIMITS = SHAPE.limits

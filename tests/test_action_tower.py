@@ -11,12 +11,12 @@ import scipy.fft
 import torch
 
 from models.acting import Chunk, plan
-from models.batches import batch
 from models.dct import dct_matrix
-from models.draws import Chances, Coupling, Draw, collate_draws, draw, said
+from models.draws import Chances, Coupling, Draw, collate_draws, draw
 from models.flow_matching import velocity
+from models.packed import Packed
 from models.rows import collate, first_fit
-from models.schedule import anchor, caption_drop, levels
+from models.schedule import anchor, levels
 from models.wall import Losses, WallModel, held
 from models.wall_shape import WallShape
 from models.windows import Window, with_text
@@ -301,20 +301,6 @@ def test_three_text_sides_are_interchangeable() -> None:
         with_text(EVENTS[0], sides[0], tokens=3)
 
 
-def test_captions_drop_as_the_cosine_says() -> None:
-    lengths = torch.tensor([0.0, 0.5, 2.75, 5.0, 9.0])
-    expected = [0.9, 0.9, 0.5, 0.1, 0.1]
-    assert caption_drop(lengths, 0.5, 5.0).tolist() == pytest.approx(expected)
-    silence = torch.zeros(5, 12)
-    random = torch.Generator().manual_seed(0)
-    for steps, chance in ((2, 0.9), (11, 0.5), (20, 0.1)):
-        event = window(1, frames=2, steps=steps)
-        quiet = sum(said(event, silence, CHANCES, random) is not event for _ in range(1000))
-        assert abs(quiet / 1000 - chance) < 0.05
-    with pytest.raises(ValueError, match="expected 0 <= shortest_s < longest_s, got 2 and 1"):
-        caption_drop(lengths, 2, 1)
-
-
 def test_training_on_packed_events_lowers_every_loss() -> None:
     """A few steps on five events that differ in length, robot and words."""
     torch.manual_seed(0)
@@ -323,8 +309,7 @@ def test_training_on_packed_events_lowers_every_loss() -> None:
 
     def at(seed: int) -> Losses:
         random = torch.Generator().manual_seed(seed)
-        silence = torch.zeros(5, LIMITS.text_width)
-        return model.losses(*batch(EVENTS, SHAPE, CHANCES, silence, random, packed=True))
+        return model.losses(*Packed.of(EVENTS, LIMITS, CHANCES).with_noise(random))
 
     @torch.no_grad()
     def mean() -> np.ndarray:  # type: ignore[type-arg]

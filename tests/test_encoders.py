@@ -231,38 +231,28 @@ def test_umt5_pads_with_zeros_as_wans_pipelines_do(umt5: tuple[Path, UMT5Encoder
 
 
 class Counting:
-    """A codec and a text encoder that count their calls."""
+    """A text encoder that counts its calls."""
 
-    def __init__(self, digest: str) -> None:
-        self.digest, self.calls = digest, 0
+    def __init__(self, digest: str, device: str) -> None:
+        self.digest, self.device, self.calls = digest, device, 0
 
-    def encode(self, what: torch.Tensor | list[str]) -> torch.Tensor:
+    def encode(self, texts: list[str]) -> torch.Tensor:
         self.calls += 1
-        return what * 2 if isinstance(what, torch.Tensor) else torch.ones(len(what), 1, 3)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return latents / 2
+        return torch.full((len(texts), 1, 3), float(self.calls))
 
 
 def test_what_was_encoded_once_is_not_encoded_again(tmp_path: Path) -> None:
-    cache, codec = Cache(tmp_path), Counting("a")
-    pictures = torch.rand(1, 3, 1, 4, 4)
-    assert torch.equal(cache.pictures(codec, pictures), pictures * 2)
-    assert torch.equal(cache.pictures(codec, pictures.clone()), pictures * 2)
-    assert codec.calls == 1
-    cache.pictures(codec, pictures + 1)
-    cache.pictures(codec, pictures.transpose(3, 4))
-    assert codec.calls == 3
-    other = Counting("b")
-    cache.pictures(other, pictures)
-    assert other.calls == 1, "another encoder says something else"
-    text = Counting("c")
-    assert cache.texts(text, ["one", "two", "one"]).shape == (3, 1, 3)
-    assert text.calls == 2
+    cache, text = Cache(tmp_path), Counting("a", "cuda:0")
+    said = cache.texts(text, ["one", "two", "one"])
+    assert said.shape == (3, 1, 3) and text.calls == 2
+    second = Counting("a", "cuda:1")
+    assert torch.equal(cache.texts(second, ["one"]), said[:1]) and second.calls == 0
+    for other in (Counting("b", "cuda:0"), Counting("a", "cpu")):
+        cache.texts(other, ["one"])
+        assert other.calls == 1, "another encoder or kind of device says something else"
     for broken in tmp_path.rglob("*.safetensors"):
         broken.write_bytes(broken.read_bytes()[:9])
-    assert torch.equal(cache.pictures(codec, pictures), pictures * 2)
-    assert codec.calls == 4
+    assert torch.equal(cache.texts(text, ["one"]), torch.full((1, 1, 3), 3.0)), "made again"
 
 
 def test_sentences_are_one_token_each() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -282,7 +283,12 @@ def test_a_model_of_chunks_acts_for_their_length(checkpoint: Path, tmp_path: Pat
     assert reply["event_remaining"] == Policy(checkpoint).infer(seen())["event_remaining"]
     read["pretraining"]["full"] |= {"words": "task"}
     write_json(tmp_path / "config.json", read)
-    assert Policy(tmp_path).infer(seen())["event_remaining"] == 16
+    reply = Policy(tmp_path).infer(seen())
+    assert reply["event_remaining"] == 16 and "event_done" not in reply, "it was never taught"
+    read["pretraining"]["full"] |= {"chunk_s": 3.0}  # 12 latent frames; there is room for 9
+    read["embodiments"][0]["fps"] = 20
+    write_json(tmp_path / "config.json", read)
+    assert len(Policy(tmp_path).infer(seen())["actions"]) == 60
     read["pretraining"]["full"] |= {"history_frames": 2}
     write_json(tmp_path / "config.json", read)
     with pytest.raises(UserError, match="wants 2 frames of history"):
@@ -331,7 +337,7 @@ def test_the_next_stage_starts_from_the_version_before(
     assert told["model.safetensors"] == sha256(checkpoint / "model.safetensors")
 
 
-def test_declared_wan_weights_and_vae_are_used_and_what_the_vae_said_is_kept(
+def test_declared_wan_weights_and_vae_are_used_and_no_latents_are_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from diffusers import AutoencoderKLWan
@@ -361,9 +367,12 @@ def test_declared_wan_weights_and_vae_are_used_and_what_the_vae_said_is_kept(
     assert batch.rows.latents.shape[2] == 4 and training.windows.info["picture_px"] == 64
     training.step(0, batch)
     assert torch.isfinite(training.curve[0]).all()
-    monkeypatch.setattr(WanVae, "encode", None)  # another call of it would fail
-    again = training.windows.batch(0, 0, 1)
-    assert torch.equal(again.rows.latents, batch.rows.latents)
+    kept = [p for p in full.cache().folder.rglob("*.safetensors") if p.stat().st_size > 10_000]
+    assert kept == [], "windows begin at random anchors: their latents are hardly read again"
+    moved = {"vae": declared["vae"] | {"from": "/moved"}, "video": declared["video"]}
+    view.build(data / "episodes", data / "captions", data / "plan", place, config(), moved)
+    info = json.loads((place / "view.json").read_text())
+    assert info == training.windows.info | {"initial": moved}, "resumed with the address given now"
 
 
 def test_wrong_initial_weights_are_refused(checkpoint: Path, tmp_path: Path) -> None:
@@ -385,6 +394,26 @@ def test_wrong_initial_weights_are_refused(checkpoint: Path, tmp_path: Path) -> 
         initial.read(path)
 
 
+def test_the_small_model_takes_no_encoders(folder: Path) -> None:
+    made = chosen.windows(folder, config(preset="small"))
+    made.info["initial"] = {part: {"from": "/w", "sha256": {}} for part in ("vae", "text")}
+    with pytest.raises(UserError, match=r"text, vae: expected a preset of the full model.* small"):
+        chosen.model(made, config(preset="small"))
+
+
+def test_a_checkpoint_that_dvc_will_remove_is_refused(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "checkpoint").symlink_to(checkpoint)
+    assert initial.main([f"model={checkpoint}"]) == 0
+    shutil.copytree(checkpoint, tmp_path / "data" / "copy")
+    assert initial.main(["model=data/copy"]) == UserError.exit_code
+    assert "DVC removes its outputs before a stage runs" in capsys.readouterr().err
+
+
 def test_weights_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
@@ -392,6 +421,10 @@ def test_weights_of_another_model_are_refused(checkpoint: Path, tmp_path: Path) 
     other = full.model(config({"codec_px": 2}), {})
     with pytest.raises(UserError, match=r"video: expected .*'latent_channels': 12.*got .*27"):
         starting.load(other, start)
+    write_json(tmp_path / "config.json", {"model_type": "t5"})
+    foreign = {"model": {"from": str(tmp_path), "sha256": {}}}
+    with pytest.raises(UserError, match="expected the shape of a checkpoint of ours, got none"):
+        starting.load(other, foreign)
     weights = load_file(checkpoint / "model.safetensors")
     weights["action.head.bias"] = torch.full((3,), float("nan"))
     del weights["video.head.bias"]
@@ -416,13 +449,43 @@ def test_data_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
     info["cameras"] = [f"c{n}" for n in range(5)]
     info["embodiments"] = [robot | {"name": f"r{n}"} for n in range(5)]
     info["embodiments"][4]["state_names"] = ["x"] * 33
+    info["embodiment_ids"] = ["earlier", *(r["name"] for r in info["embodiments"])]
     with pytest.raises(UserError) as failure:
         full.check(info, config())  # the view asks before anything is decoded
     for said in (
-        "cameras: expected at most 4, got 5", "embodiments: expected at most 4, got 5",
+        "cameras: expected at most 4, got 5", "embodiments: expected at most 4, got 6",
         "state of r4: expected at most 32, got 33",
     ):  # fmt: skip
         assert said in str(failure.value)
+
+
+def test_chunks_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
+    info = json.loads((folder / "view.json").read_text())
+    sizes = full.preset(config()).shape
+    longest_s = sizes.max_steps / info["embodiments"][0]["fps"]
+    fits = {"windows": "chunk", "chunk_s": longest_s, "history_frames": sizes.max_frames - 2}
+    full.check(info, config(fits))
+    full.check(info, config({"chunk_s": 2 * longest_s}))  # no chunks
+    for more, said in (
+        ({"chunk_s": 2 * longest_s}, f"steps of chunk_s .* at most {sizes.max_steps}, got"),
+        ({"history_frames": sizes.max_frames - 1}, "history_frames: expected at most"),
+    ):
+        with pytest.raises(UserError, match=said):
+            full.check(info, config(fits | more))
+
+
+def test_validation_is_no_larger_than_what_a_rank_trains_on(folder: Path) -> None:
+    for size, count in ((1, 1), (BATCH, 2)):
+        found = FullWindows(folder, config(batch_size=size)).validation()
+        assert found is not None and len(found.windows) == count
+
+
+def test_each_worker_encodes_on_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = {part: {"from": "/weights", "sha256": {}} for part in ("vae", "text")}
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    for values, device in ((config(device="cuda"), "cuda:1"), (config(), "cpu")):
+        assert full.codec(values, start) == WanVae(Path("/weights"), device)
+        assert full.text_encoder(values, start).device == device
 
 
 def test_bad_numbers_name_their_event(folder: Path) -> None:
@@ -440,6 +503,7 @@ def test_recipes_that_contradict_themselves_are_refused() -> None:
     for of, said in (
         ({"coupling": "asymmetric"}, "stage must be action, got joint"),
         ({"history_frames": 2}, "history_frames must be 0, got 2"),
+        ({"words": "task"}, "words task needs windows chunk, got event"),
     ):
         values = {"pretraining": FULL | {"full": FULL["full"] | of}}
         with pytest.raises(UserError, match=said):

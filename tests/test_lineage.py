@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from components.errors import DataError, UserError
 from flows import cli
+from flows.lineage import ancestry, history
 from flows.lineage import events as event_lineage
-from flows.lineage import history
 from flows.lineage import trace as lineage
 from flows.lineage import tree as lineage_tree
 from flows.lineage.cache import TABLES
@@ -612,6 +612,19 @@ def test_lineage_reaches_initial_weights(past: Path, tmp_path: Path) -> None:
     assert [(row["part"], row["version"], row["files"]) for row in trace.initial] == [
         ("model", "wam@v0.0.1", files)
     ]
+    learned = drawn(past, "wam@v0.0.1").real
+    for episode in learned.index:
+        (found,) = lineage.trace_episode(repo, episode).episodes
+        rows = {v["tag"]: v for v in found["versions"]}
+        own = drawn(past, "wam@v0.0.3").real.get(episode)  # None: not in its data
+        if learned[episode] and not own:
+            assert rows["wam@v0.0.9"]["status"].endswith("through initial weights of wam@v0.0.1")
+            assert "wam@v0.0.9" not in found["absent_from"]
+        elif own is None:
+            assert "wam@v0.0.9" in found["absent_from"]
+    kept_out = [e for e in learned[learned > 0].index if e not in drawn(past, "wam@v0.0.3").index]
+    assert kept_out, "or the history shows too little"
+    assert ancestry._line("c", {"c": "b", "b": "a", "d": "c"}) == ["b", "a"]
     told = {row["where"] for row in trace.findings.broken}
     where = "data/checkpoint/config.json: initial: model"
     assert where in told, "its checkpoint was made without them"

@@ -5,6 +5,7 @@ The small model's view and loop serve it as they are; `full_windows.py` makes it
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,17 @@ def preset(config: Config) -> Preset:
 
 def codec(config: Config, initial: Initial) -> PictureCodec:
     """The VAE that was declared, or patches of pictures."""
-    return encoders.picture_codec(_at(initial, "vae"), config.full.codec_px, config.device)
+    return encoders.picture_codec(_at(initial, "vae"), config.full.codec_px, _device(config))
 
 
 def text_encoder(config: Config, initial: Initial) -> TextEncoder:
     """The UMT5 that was declared, or the small sentence model."""
-    return encoders.text_encoder(_at(initial, "text"), preset(config).text_tokens, config.device)
+    return encoders.text_encoder(_at(initial, "text"), preset(config).text_tokens, _device(config))
+
+
+def _device(config: Config) -> str:
+    """This worker's own, by name: threads do not inherit CUDA's current device."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if config.device == "cuda" else config.device
 
 
 def _at(initial: Initial, part: str) -> Path | None:
@@ -42,13 +48,19 @@ def _at(initial: Initial, part: str) -> Path | None:
 
 
 def cache() -> Cache:
-    """Where frozen encoders' outputs are kept: the store, outside every stage's outputs."""
+    """Where encoded sentences are kept: the store, outside every stage's outputs."""
     return Cache(shards.place() / "encodings")
 
 
 def keep_words(config: Config, initial: Initial, words: list[str]) -> None:
     """Encode all sentences of a training, and silence, before its workers ask for them."""
-    cache().texts(text_encoder(config, initial), sorted({*words, ""}))
+    encoder = text_encoder(config, initial)
+    cache().texts(encoder, sorted({*words, ""}))
+    del encoder  # training needs its memory
+    if config.device == "cuda":
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def picture_px(config: Config, initial: Initial) -> int:
@@ -85,7 +97,7 @@ def chances(config: Config) -> Chances:
         coupling=coupling(config),
         action_samples=f.action_samples if coupling(config) == "asymmetric" else 1,
         shift=preset(config).shape.shift, tube_probability=f.tube_probability,
-        tube_side=f.tube_side, shortest_s=0.0, longest_s=1.0,
+        tube_side=f.tube_side,
     )  # fmt: skip
 
 
@@ -108,22 +120,26 @@ def freeze(made: WallModel, stage: str) -> None:
 
 
 def check(info: dict[str, Any], config: Config) -> None:
-    """UserError that lists everything in the data for which the preset has no room."""
+    """UserError that lists everything in data and windows for which the preset has no room."""
     limits = preset(config).shape.limits
-    robots = info["embodiments"]
+    robots, f, sizes = info["embodiments"], config.full, preset(config).shape
+    chunk_s, history = (f.chunk_s, f.history_frames) if f.windows == "chunk" else (0.0, 0)
     wrong = [
         f"{what}: expected at most {most}, got {got}"
         for what, got, most in (
             ("cameras", len(info["cameras"]), limits.cameras),
-            ("embodiments", len(robots), limits.embodiments),
+            ("embodiments", len(info["embodiment_ids"]), limits.embodiments),
             *((f"state of {r['name']}", len(r["state_names"]), limits.state_width) for r in robots),
             *((f"action of {r['name']}", len(r["action_names"]), limits.action_width)
               for r in robots),
+            *((f"steps of chunk_s {chunk_s:g} of {r['name']}", round(chunk_s * r["fps"]),
+               sizes.max_steps) for r in robots),
+            ("history_frames", history, sizes.max_frames - 2),
         )
         if got > most
     ]  # fmt: skip
     if wrong:
         raise UserError(
             f"pretraining: the data do not fit preset {config.preset}: {'; '.join(wrong)}. Choose "
-            "a larger preset, or drop cameras in ingestion."
+            "a larger preset, a shorter chunk or history, or drop cameras in ingestion."
         )

@@ -72,6 +72,12 @@ class FullWindows(Windows):
             windows.append(window)
         return Packed.of(windows, limits, self.chances)
 
+    def validation(self, most: int = 128) -> Packed | None:  # type: ignore[override]
+        """As for the small model, but no more events than one rank trains on in a step."""
+        share = self.config.batch_size // self.config.processes
+        found: Packed | None = super().validation(min(most, max(1, share)))  # type: ignore[assignment]
+        return found
+
     def words(self, event: int) -> str:
         """The text side of an event."""
         told: list[str] = self.info["captions" if self.config.full.words == "event" else "tasks"]
@@ -137,7 +143,7 @@ class FullWindows(Windows):
         boxes = torch.stack([shown(view[:, anchor], self.codec.side_px) for view in pictures])
         if isinstance(self.codec, PatchCodec):
             return self.codec.stills(pictures), boxes
-        return self.cache.pictures(self.codec, pictures), boxes
+        return self.codec.encode(pictures), boxes
 
     def _encoded(self, words: str) -> Tensor:
         return self.cache.texts(self.encoder, [words])[0]

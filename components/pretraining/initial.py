@@ -102,6 +102,15 @@ def _is_entry(entry: Any) -> bool:
     )
 
 
+def _check_stays(place: Path) -> None:
+    """UserError for a folder in the project's `data/`, which is gone when the stage reads it."""
+    if place.is_relative_to(Path("data").resolve()):
+        raise UserError(
+            f"{place}: expected a folder outside the project's data/: DVC removes its outputs "
+            "before a stage runs. Copy the checkpoint elsewhere and name the copy."
+        )
+
+
 def main(given: list[str]) -> int:
     """Print the file for `part=folder` ..; the exit code says a failure's class."""
     try:
@@ -111,6 +120,7 @@ def main(given: list[str]) -> int:
             if part not in PARTS or not folder:
                 raise UserError(f"{argument}: expected one of {', '.join(PARTS)}, =, a folder.")
             place = Path(folder).resolve()
+            _check_stays(place)
             found[part] = {"from": str(place), "sha256": listed(part, place)}
     except WamflowError as error:
         print(error, file=sys.stderr)

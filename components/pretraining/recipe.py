@@ -61,4 +61,9 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
                 f"event windows begin at their anchor, so history_frames must be 0, got "
                 f"{self.history_frames}"
             )
+        if self.windows == "event" and self.words == "task":
+            raise ValueError(
+                "a task's sentence does not say which event ends, so words task needs windows "
+                "chunk, got event"
+            )
         return self

@@ -33,6 +33,12 @@ def load(model: WallModel | WorldActionModel, initial: Initial) -> None:
     """
     from models.wall import WallModel
 
+    ignored = sorted(initial.keys() & {"video", "vae", "text"})
+    if ignored and not isinstance(model, WallModel):
+        raise UserError(
+            f"inputs/init.json: {', '.join(ignored)}: expected a preset of the full model, got "
+            "pretraining.preset small; choose another preset or remove what it cannot use."
+        )
     if "model" in initial:
         if "video" in initial:
             raise UserError("inputs/init.json: video and model both start the video; give one.")
@@ -40,11 +46,7 @@ def load(model: WallModel | WorldActionModel, initial: Initial) -> None:
     elif "video" in initial:
         from components.weights import load_wan, weights
 
-        if not isinstance(model, WallModel):
-            raise UserError(
-                "inputs/init.json: video: expected a preset of the full model for Wan's weights, "
-                "got pretraining.preset small; choose another preset or remove the entry."
-            )
+        assert isinstance(model, WallModel)
         load_wan(model.video, weights(Path(initial["video"]["from"])))
 
 
@@ -78,6 +80,8 @@ def _other_sizes(model: WallModel | WorldActionModel, config: dict[str, Any]) ->
     from models.wall import WallModel
     from models.wall_shape import WallShape
 
+    if "shape" not in config:
+        return ["config.json: expected the shape of a checkpoint of ours, got none"]
     got, expected = config["shape"], model.shape.as_dict()
     if isinstance(model, WallModel) and "video" in got and "action" in got:
         before = WallShape.from_dict(got)

@@ -42,6 +42,7 @@ def build(
     disagree, TemporaryError when decoding gets stuck.
     """
     if (folder / "view.json").is_file():
+        _readdress(folder / "view.json", initial or {})
         return
     receipt = json.loads((plan / "receipt.json").read_text())
     table = records.read(plan / "plan.parquet", records.PLAN).sort_by("event_id")
@@ -61,16 +62,17 @@ def build(
     if not any(episode.clips for episode in loaded):
         raise DataError(f"{episodes}: no episode has a camera; the model needs at least one.")
     embodiments = _embodiments(loaded, cameras)
+    robots = _in_order(before.get("embodiment_ids", []), {e.embodiment for e in loaded})
     if config.preset != "small":
         from components.pretraining import full
 
-        full.check({"cameras": cameras, "embodiments": embodiments}, config)
+        info = {"cameras": cameras, "embodiments": embodiments, "embodiment_ids": robots}
+        full.check(info, config)
     texts, features = _captions(captions, table)
     normalisation = quantiles(loaded)
     first = np.cumsum([0] + [len(episode) for episode in loaded])
     rows = {episode_id: row for row, episode_id in enumerate(ids)}
     arrays = _signals(loaded, normalisation, cameras)
-    robots = _in_order(before.get("embodiment_ids", []), {e.embodiment for e in loaded})
     arrays |= {
         "embodiment": np.array([robots.index(e.embodiment) for e in loaded]),
         "first_frame": first,
@@ -119,6 +121,13 @@ def build(
             "embodiments": embodiments,
         },
     )
+
+
+def _readdress(path: Path, initial: Initial) -> None:
+    """The same weights and encoders may lie elsewhere when a training is resumed."""
+    info = json.loads(path.read_text())
+    if info["initial"] != initial:
+        write_json(path, info | {"initial": initial})
 
 
 def _captions(captions: Path, plan: pa.Table) -> tuple[list[str], npt.NDArray[np.float32]]:

@@ -66,13 +66,15 @@ class FullModel:
         remaining = steps
         if self.values["windows"] == "chunk" and self.values["words"] == "event":
             remaining = max(1, round(float(found.left_s[0]) / asked.step_s))
-        return Told(found.actions[0, :steps], remaining, float(found.done[0]))
+        done = float(found.done[0]) if self.values["words"] == "event" else None
+        return Told(found.actions[0, :steps], remaining, done)
 
     def _chunk(self, step_s: float) -> Chunk | None:
         if self.values["windows"] == "event":
             return None
         seconds = self.values["chunk_s"]
         frames = math.ceil(seconds * self.shape.latent_hz - 1e-6)
+        frames = min(self.shape.max_frames - 1, frames)  # as in training
         return Chunk(max(1, frames), max(1, round(seconds / step_s)))
 
     def _window(self, asked: Asked) -> Window:

@@ -40,13 +40,13 @@ class Policy:
         self.model.remember(named)  # so that no trial waits for it
 
     def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
-        """The rest of the event that `prompt` names, from what the robot sees now.
+        """The rest of the event that `prompt` names, or a chunk, from what the robot sees now.
 
         Reads `observation/<camera>` uint8 (H, W, 3), `observation/state` (S,), `prompt`, and `seed`
-        (0 when absent). Returns `actions` float32 (steps to the event's end, A) in the robot's
-        units, `event_remaining`, the number of those steps, and `event_done`, how far through the
-        event the robot is, from a model that can say so. UserError for what is missing or
-        misshapen.
+        (0 when absent). Returns `actions` float32 (T, A) in the robot's units, T the steps to the
+        event's end or of the chunk, `event_remaining`, the steps to the event's end (T where the
+        model cannot say), and `event_done`, how far through the event the robot is, from a model
+        that can say so. UserError for what is missing or misshapen.
         """
         state = np.asarray(self._get(observation, "observation/state"), dtype=np.float32)
         if state.shape != (len(self.robot["state_names"]),):

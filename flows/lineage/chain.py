@@ -182,6 +182,12 @@ def initial(repo: Path, run: PastRun, cache: Cache) -> Iterator[Check]:
         yield Check(where, _json(entry["sha256"]), _json(told.get("sha256")))
 
 
+def passport_weights(run: PastRun, cache: Cache) -> str:
+    """sha256 of a registered version's weights, as its passport lists it; empty if it does not."""
+    files = _read(cache, run, f"data/passport/{LIST}").get("files", {})
+    return str(files.get("model.safetensors", ""))
+
+
 def passport(run: PastRun, cache: Cache) -> Iterator[Check]:
     """The passport's files, and those it was made from, have the digests that it lists."""
     listed = _read(cache, run, "data/passport/digests.json")

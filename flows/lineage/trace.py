@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import DataError, UserError
 from flows import workspace
-from flows.lineage import chain, draws, history
+from flows.lineage import ancestry, chain, draws, history
 from flows.lineage.cache import FOLDERS, Cache
 from flows.lineage.draws import Row
 from flows.lineage.history import PastRun, Version
@@ -153,12 +153,15 @@ def trace_episode(repo: Path, query: str) -> EpisodeTrace:
     sums = {row["tag"]: row for row in draws.rows(tables, draws.TOTALS)}
     checks = [chain.Check(v.tag, "no finished run", None) for v in known if v not in versions]
     checks += [c for v in versions for c in _short(v, runs[v.commit], cache, sums[v.tag])]
+    before, lost = ancestry.before(repo, versions, runs, cache)
     return EpisodeTrace(
         query=query,
         versions_searched=[v.tag for v in versions],
-        episodes=[_reach(i, [r for r in rows if r["episode_id"] == i], versions) for i in ids],
+        episodes=[
+            _reach(i, [r for r in rows if r["episode_id"] == i], versions, before) for i in ids
+        ],
         quarantined=quarantined,
-        findings=findings(checks),
+        findings=findings([*checks, *lost]),
     )
 
 
@@ -183,16 +186,42 @@ def _addresses(repo: Path, query: str) -> list[str]:
     )
 
 
-def _reach(episode: str, rows: list[Row], versions: list[Version]) -> Row:
-    """One episode over all versions, with a word for what each did with it."""
+def _reach(
+    episode: str, rows: list[Row], versions: list[Version], before: dict[str, list[str]]
+) -> Row:
+    """One episode over all versions, with a word for what each did with it.
+
+    `before`: a version that did not learn from it may start from one that did.
+    """
     about = ("task", "source", "source_uri", "source_version", "origins")
-    numbers = ("tag", "commit", "run", "events", "validation_events", "planned", "draws", "share")
-    seen = {row["tag"] for row in rows}
+    of = {row["tag"]: row for row in rows}
+    reached = []
+    for version in versions:
+        drew = (tag for tag in before.get(version.tag, []) if tag in of and of[tag]["draws"])
+        if (row := _version_row(version, of.get(version.tag), next(drew, ""))) is not None:
+            reached.append(row)
+    listed = {row["tag"] for row in reached}
     return {
         "episode_id": episode,
         **{key: rows[-1][key] for key in about},
-        "versions": [{"status": status(row), **{k: row[k] for k in numbers}} for row in rows],
-        "absent_from": [v.tag for v in versions if v.tag not in seen],
+        "versions": reached,
+        "absent_from": [v.tag for v in versions if v.tag not in listed],
+    }
+
+
+def _version_row(version: Version, row: Row | None, through: str) -> Row | None:
+    """What a version did with an episode; `through`: the version that taught it to its weights."""
+    counts = ("events", "validation_events", "planned", "draws", "share")
+    words = [] if row is None else [status(row)]
+    if through and not (row and row["draws"]):
+        words.append(f"through initial weights of {through}")
+    if not words:
+        return None
+    return {
+        "status": ", ".join(words),
+        **{k: getattr(version, k) for k in ("tag", "commit", "run")},
+        **{k: 0 if row is None else row[k] for k in counts},
+        "through": through,
     }
 
 

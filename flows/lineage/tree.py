@@ -54,7 +54,7 @@ def render_episode(trace: EpisodeTrace, everything: bool = False) -> Tree:
     """Each episode with every version that had it, and where it was rejected."""
     tree = _tree(f"{trace.query}  in {len(trace.versions_searched)} registered versions")
     for episode in _first(tree, trace.episodes, everything, "episodes"):
-        reached = sum(v["draws"] > 0 for v in episode["versions"])
+        reached = sum(v["draws"] > 0 or bool(v["through"]) for v in episode["versions"])
         node = tree.add(
             _text(f"episode {episode['episode_id']}  {episode['task']}  {episode['source_uri']}")
         )

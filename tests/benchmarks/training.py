@@ -86,7 +86,7 @@ def full(name: str, device: str, seed: int) -> tuple[Callable[[], torch.Tensor],
     window = preset.window(2.0)
     chances = Chances(
         coupling="symmetric", action_samples=1, shift=preset.shape.shift, tube_probability=1.0,
-        tube_side=2, shortest_s=0.5, longest_s=8.0,
+        tube_side=2,
     )  # fmt: skip
     drawn = collate_draws([draw(window, chances, torch.Generator().manual_seed(seed))])
     rows = collate([window], preset.shape.limits)

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[3]
 
 def prepared(tasks: list[str], episodes: int, seed: int, draws: int, scratch: Path) -> Path:
     """A folder with `episodes`, `captions` and `plan`; made in `scratch`, or found there."""
-    name = f"{'+'.join(sorted(tasks))}-{episodes}-{seed}"
+    name = f"{'+'.join(tasks)}-{episodes}-{seed}"
     recordings, folder = scratch / "recordings" / name, scratch / "data" / f"{name}-{draws}"
     robot = recordings / MetaworldStation.embodiment
     if not robot.is_dir():
