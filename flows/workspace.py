@@ -150,9 +150,12 @@ def _bring_inputs(checkout: Path, worktree: Path) -> None:
     """
     if (checkout / "params.yaml").is_file():
         shutil.copyfile(checkout / "params.yaml", worktree / "params.yaml")
-    initial = checkout / "inputs/init.json"
-    (worktree / "inputs").mkdir(exist_ok=True)
-    (worktree / "inputs/init.json").write_text(initial.read_text() if initial.is_file() else "{}\n")
+    here, there = checkout / "inputs/init.json", worktree / "inputs/init.json"
+    if here.is_file():
+        there.parent.mkdir(exist_ok=True)
+        shutil.copyfile(here, there)
+    elif there.is_file():
+        there.write_text("{}\n")
     for overlay in (corrections.EVENTS, corrections.CAPTIONS):
         if (checkout / overlay).is_file():
             (worktree / overlay).parent.mkdir(parents=True, exist_ok=True)
