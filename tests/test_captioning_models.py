@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 
 from components import params, records
-from components.captioning import endpoint, local_model, questions, stage
+from components.captioning import questions, stage
 from components.errors import TemporaryError, UserError, WamflowError
 from components.segmentation import stage as segmentation
+from components.vlm import dialogue, endpoint, local_model, sheet
 from tests import caption_server, tiny_vlm
 from tests import made_episodes as made
 from tests.caption_server import GOOD, Server, cut, dripping, late, says, status
@@ -23,6 +24,7 @@ from tests.caption_server import GOOD, Server, cut, dripping, late, says, status
 VALUES = params.load(Path(__file__).parents[1] / "params.yaml")
 OFFLINE = params.section(VALUES, "captioning", stage.Config)
 SEGMENTATION = params.section(VALUES, "segmentation", segmentation.Config)
+KEY = "WAMFLOW_CAPTIONING_KEY"
 SECRET = "sk-very-secret-0123456789"
 TASK = "put the <image> cup on the shelf {facts}"  # marks and braces are only words
 EVENTS = 5  # of one episode
@@ -43,7 +45,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
-    monkeypatch.setenv(endpoint.KEY, SECRET)
+    monkeypatch.setenv(KEY, SECRET)
     monkeypatch.setattr(endpoint, "FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("WAMFLOW_REPORT", str(tmp_path / "report"))
     with caption_server.serving() as found:
@@ -78,7 +80,8 @@ def local(folder: Path, **values: Any) -> stage.Config:
     """OFFLINE's values with a local model, whose digest is right, as captioner."""
     usual = {
         "captioner": "transformers", "model": str(folder), "picture_px": 32, "pictures": 3,
-        "model_digest": local_model.weights_digest(folder), "max_new_tokens": 16, "asks": 2,
+        "model_digest": local_model.weights_digest(folder, "captioning"), "asks": 2,
+        "max_new_tokens": 16,
     }  # fmt: skip
     return stage.Config.model_validate(OFFLINE.model_dump() | usual | values)
 
@@ -93,7 +96,7 @@ def test_a_local_model_captions_its_levels(taught: Path, data: Path, tmp_path: P
         assert row["captioner"] == "transformers"
         assert row["text"] == GOOD[row["level"]]
         assert row["model_digest"] == config.model_digest
-        assert row["prompt_digest"] == questions.digest(questions.prompt("events"))
+        assert row["prompt_digest"] == dialogue.digest(questions.prompt("events"))
         assert json.loads(row["decoding"]) == {
             "max_new_tokens": 16, "seed": 0, "temperature": 0.0,
         }  # fmt: skip
@@ -119,13 +122,13 @@ def test_a_random_model_says_nothing_and_the_rule_speaks(data: Path, tmp_path: P
 
 
 def test_weights_are_pinned_and_safe(taught: Path, data: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=local_model.weights_digest(taught)):
+    with pytest.raises(UserError, match=local_model.weights_digest(taught, "captioning")):
         caption(data, tmp_path / "captions", local(taught, model_digest="0" * 64))
     pickled = tmp_path / "pickled"
     pickled.mkdir()
     (pickled / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     with pytest.raises(UserError, match=r"no \*\.safetensors"):
-        local_model.weights_digest(pickled)
+        local_model.weights_digest(pickled, "captioning")
     other = tmp_path / "other"
     other.mkdir()
     (other / "model.safetensors").write_bytes(b"")
@@ -350,7 +353,7 @@ def test_the_key_is_nowhere(
 def test_a_key_that_no_header_can_carry_is_refused(
     server: Server, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(endpoint.KEY, f"{SECRET} \u00e9\nX: y")
+    monkeypatch.setenv(KEY, f"{SECRET} \u00e9\nX: y")
     with pytest.raises(UserError, match="expected one line") as failure:
         caption(data, tmp_path / "captions", asking(server))
     assert SECRET not in str(failure.value)
@@ -359,7 +362,7 @@ def test_a_key_that_no_header_can_carry_is_refused(
 def test_without_a_key_none_is_sent(
     server: Server, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv(endpoint.KEY)
+    monkeypatch.delenv(KEY)
     caption(data, tmp_path / "captions", asking(server))
     assert "Authorization" not in server.seen[0]["headers"]
 
@@ -389,12 +392,13 @@ def test_a_contact_sheet_shows_the_event_from_start_to_end(data: Path) -> None:
     from components.episodes import Episodes
 
     recordings = Episodes(data / "episodes")
-    sheet = np.asarray(questions.contact_sheet(recordings[recordings.ids[0]], 1.0, 4.0, 4, 64))
-    assert sheet.shape == (48 + questions.MARGIN_PX, 4 * 64, 3)
-    below = sheet[questions.MARGIN_PX + 24 :, :, 0].reshape(24, 4, 64).mean(axis=(0, 2))
     seconds = np.array([1.0, 2.0, 3.0, 4.0])
-    assert below == pytest.approx(255 * seconds / recordings[recordings.ids[0]].duration_s, abs=6)
-    assert (sheet[: questions.MARGIN_PX].reshape(-1, 4, 64, 3) < 100).any(axis=(0, 2, 3)).all()
+    episode = recordings[recordings.ids[0]]
+    shown = np.asarray(sheet.contact_sheet(episode, seconds, 64, 4))
+    assert shown.shape == (48 + sheet.MARGIN_PX, 4 * 64, 3)
+    below = shown[sheet.MARGIN_PX + 24 :, :, 0].reshape(24, 4, 64).mean(axis=(0, 2))
+    assert below == pytest.approx(255 * seconds / episode.duration_s, abs=6)
+    assert (shown[: sheet.MARGIN_PX].reshape(-1, 4, 64, 3) < 100).any(axis=(0, 2, 3)).all()
 
 
 def test_prompts_are_files_with_their_places(tmp_path: Path, monkeypatch: Any) -> None:

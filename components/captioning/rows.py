@@ -14,26 +14,20 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from components.captioning import checks as check_rules
-from components.captioning import corrected, words
+from components.captioning import corrected, questions, words
 from components.captioning import kinematics as kinematics_rules
 from components.captioning import phases as phase_rules
 from components.captioning.corrected import Row
 from components.captioning.kinematics import Frame, Kinematics, kinematics
-from components.captioning.questions import (
-    NO_ANSWER,
-    Answer,
-    Model,
-    Question,
-    ask,
-    contact_sheet,
-    digest,
-    filled,
-)
 from components.corrections import CaptionCorrection
 from components.episodes import Episode
 from components.errors import DataError
 from components.shards import Shards, key
+from components.vlm.dialogue import NO_ANSWER, Answer, Dialogue, Model, Question, ask, digest
+from components.vlm.sheet import contact_sheet
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,6 +35,7 @@ if TYPE_CHECKING:
     from components.captioning.stage import Config
 
 CAPTIONER = "kinematics"
+Said = Answer[dict[str, str]]  # text by level
 
 
 @dataclass(frozen=True)
@@ -134,15 +129,15 @@ def _rule(each: Told, place: int, level: str, config: Config) -> Row:
     }
 
 
-def _said(row: Row, each: Told, config: Config, asked: Asked | None, answer: Answer | None) -> Row:
+def _said(row: Row, each: Told, config: Config, asked: Asked | None, answer: Said | None) -> Row:
     """A row of the rule's with the model's text, where there shall be one."""
     if asked is None or answer is None or row["level"] not in config.vlm_levels:
         return row
-    if answer.problem:
+    if answer.said is None:
         verdicts = json.loads(row["checks"])
         verdicts["fallback"] = f"{asked.model.captioner}: {answer.problem}"
         return row | {"checks": json.dumps(verdicts, sort_keys=True)}
-    text = answer.texts[row["level"]]
+    text = answer.said[row["level"]]
     return row | {
         "text": text,
         "captioner": asked.model.captioner,
@@ -160,19 +155,22 @@ def _checks(each: Told, config: Config, event_id: str, level: str, text: str) ->
     return json.dumps(verdicts, sort_keys=True)
 
 
-def _answers(episodes: list[Told], config: Config, asked: Asked) -> list[Answer]:
+def _answers(episodes: list[Told], config: Config, asked: Asked) -> list[Said]:
     """An answer for each event of each episode; what was answered before is not asked again."""
     places = [(each, place) for each in episodes for place in range(len(each.events))]
     texts = [_text(each, place, config, asked.template) for each, place in places]
     names = [_name(each, place, text) for (each, place), text in zip(places, texts, strict=True)]
-    found = {name: Answer(**value) for name, value in asked.kept.recall(names).items()}
+    found = {name: Said(**value) for name, value in asked.kept.recall(names).items()}
     new = {}
     for name, text, (each, place) in zip(names, texts, places, strict=True):
         if not each.episode.clips:
-            found[name] = Answer({}, "no camera", 0, 0)
+            found[name] = Said(None, "no camera")
         elif name not in found:
-            new[name] = Question(text, _picture(each, place, config))
-    answered = ask(asked.model, list(new.values()), config.vlm_levels, config.asks)
+            new[name] = Dialogue(Question(text, _picture(each, place, config)))
+    read = partial(questions.read, levels=config.vlm_levels)
+    correction = partial(questions.correction, levels=config.vlm_levels)
+    dialogues = list(new.values())
+    answered = ask(asked.model, dialogues, [read] * len(dialogues), correction, config.asks)
     made = dict(zip(new, answered, strict=True))
     asked.kept.keep({n: asdict(a) for n, a in made.items() if not a.problem.startswith(NO_ANSWER)})
     return [(found | made)[name] for name in names]
@@ -184,7 +182,7 @@ def _name(each: Told, place: int, text: str) -> str:
 
 
 def _text(each: Told, place: int, config: Config, template: str) -> str:
-    return filled(
+    return questions.filled(
         template,
         config.vlm_levels,
         task=words.sentence(each.episode.task) or "not said",
@@ -196,7 +194,8 @@ def _text(each: Told, place: int, config: Config, template: str) -> str:
 
 def _picture(each: Told, place: int, config: Config) -> Image:
     start_s, end_s = each.events[place]["start_s"], each.events[place]["end_s"]
-    return contact_sheet(each.episode, start_s, end_s, config.pictures, config.picture_px)
+    times_s = np.linspace(start_s, end_s, config.pictures)
+    return contact_sheet(each.episode, times_s, config.picture_px, config.pictures, start_s)
 
 
 def frame_of(embodiment: str, config: Config) -> Frame:

@@ -2,8 +2,8 @@
 
 The offline captioner (`words.py`) speaks from kinematics and the task's own sentence. A
 vision-language model can say some levels instead (`questions.py`): one of `transformers` from a
-folder (`local_model.py`), or one behind an OpenAI-compatible endpoint (`endpoint.py`). Every text
-is checked against what arm and gripper did (`checks.py`).
+folder, or one behind an OpenAI-compatible endpoint (`components/vlm`). Every text is checked
+against what arm and gripper did (`checks.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -23,12 +22,13 @@ from components import corrections as overlay
 from components import outputs, records, report
 from components.captioning import corrected, questions, words
 from components.captioning.kinematics import OPPOSITE
-from components.captioning.questions import Model
 from components.captioning.rows import Asked, Captioned, caption_rows, told
 from components.episodes import Episodes
 from components.events_by_episode import EventsByEpisode
 from components.row_shards import PIECE, RowShards, encoded, plain, values
 from components.shards import key
+from components.vlm.asking import Asking, model_of
+from components.vlm.dialogue import Model
 
 Said = dict[str, list[overlay.CaptionCorrection]]  # by episode
 Direction = Literal["forward", "back", "left", "right", "up", "down"]
@@ -40,8 +40,8 @@ AT_ONCE = 2048  # episodes after which what is done is kept
 ASKED_AT_ONCE = 16  # where a model is asked about their events
 
 
-class Config(BaseModel, frozen=True, extra="forbid"):
-    """Who captions, how directions are called, and how a model is asked."""
+class Rules(BaseModel, frozen=True, extra="forbid"):
+    """Who captions, and how directions are called."""
 
     captioner: Literal["kinematics", "transformers", "openai"] = Field(
         description="kinematics: rules, offline. transformers: a model in a local folder. openai: "
@@ -53,31 +53,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
     longest_words: int = Field(ge=5, le=500, description="A caption with more words is flagged.")
     vlm_levels: list[Level] = Field(min_length=1, description="Levels that the model says.")
-    model: str = Field(description="Absolute folder of weights, or the endpoint's model name.")
-    model_digest: str = Field(
-        pattern="^([0-9a-f]{64})?$",
-        description="Digest that the folder of weights must have; the stage says what it is.",
-    )
-    base_url: str = Field(description="The endpoint's address, such as http://127.0.0.1:8000/v1.")
-    prompt: str = Field(
-        pattern="^[a-z0-9_]+$", description="Name of a file in components/captioning/prompts."
-    )
-    pictures: int = Field(ge=1, le=32, description="Moments on an event's contact sheet.")
-    picture_px: int = Field(ge=32, le=1024, description="Width of each, pixels.")
-    max_new_tokens: int = Field(ge=16, le=4096, description="Longest reply, tokens.")
-    temperature: float = Field(ge=0, le=2, description="Of sampling; 0 takes the likeliest token.")
-    seed: int = Field(ge=0, lt=2**31, description="Of sampling.")
-    device: Literal["cpu", "cuda"] = Field(description="Where a local model runs.")
-    asks: int = Field(ge=1, le=5, description="Times a question is asked until a reply is usable.")
-    concurrent: int = Field(ge=1, le=256, description="Requests at a time.")
-    tries: int = Field(ge=1, le=10, description="Of a request: 429, 5xx, time-outs, cut lines.")
-    timeout_s: float = Field(gt=0, le=600, description="For a whole reply, seconds.")
-    requests_per_minute: float = Field(gt=0, le=100_000, description="Not more are sent.")
-    input_usd_per_million: float = Field(ge=0, description="Price of a million prompt tokens.")
-    output_usd_per_million: float = Field(ge=0, description="Price of a million reply tokens.")
 
     @model_validator(mode="after")
-    def _frames_are_frames(self) -> Config:
+    def _frames_are_frames(self) -> Rules:
         if "default" not in self.frames:
             raise ValueError(f"frames lacks 'default'; it has {', '.join(self.frames) or 'none'}")
         for name, axes in self.frames.items():
@@ -85,28 +63,14 @@ class Config(BaseModel, frozen=True, extra="forbid"):
                 raise ValueError(f"frames.{name}: expected three different axes, got {axes}")
         return self
 
+
+class Config(Asking, Rules, frozen=True, extra="forbid"):  # forms show Rules' fields first
+    """Who captions, how directions are called, and how a model is asked."""
+
     @model_validator(mode="after")
     def _a_model_is_named(self) -> Config:
-        if self.captioner == "transformers" and not Path(self.model).is_absolute():
-            raise ValueError(
-                f"model: expected the absolute path of a folder of weights, got {self.model!r}; a "
-                "run works in a folder of its own"
-            )
-        if self.captioner == "openai":
-            address = urlsplit(self.base_url)
-            if address.scheme not in ("http", "https") or not address.hostname:
-                raise ValueError(f"base_url: expected http(s)://HOST/..., got {self.base_url!r}")
-            if address.username or address.password or address.query:
-                raise ValueError("base_url: no key belongs here; set $WAMFLOW_CAPTIONING_KEY")
-            if not self.model:
-                raise ValueError("model: expected the endpoint's name of a model, got none")
+        self.check(self.captioner, "captioning")
         return self
-
-    @property
-    def decoding(self) -> dict[str, Any]:
-        """What a model's replies depend on beside its weights and the question."""
-        names = ("max_new_tokens", "temperature", "seed")
-        return {name: getattr(self, name) for name in names}
 
 
 class People(BaseModel):
@@ -163,7 +127,7 @@ def captioned(
 
     Rows of an episode stand together, in time order, and carry its id as `piece`.
     """
-    model = model_of(config)
+    model = model_of(config, config.captioner, "captioning")
     template = questions.prompt(config.prompt) if model else ""
     kept = RowShards("captioning", _settings(config, model, template))
     asked = Asked(model, template, kept) if model else None
@@ -251,28 +215,6 @@ def _settings(config: Config, model: Model | None, template: str) -> dict[str, A
     return settings | {"model": model.digest, "decoding": model.decoding, "prompt": template}
 
 
-def model_of(config: Config) -> Model | None:
-    """The model that captions; None for the rules alone. UserError when it cannot be used."""
-    if config.captioner == "transformers":
-        from components.captioning.local_model import LocalModel
-
-        return LocalModel(
-            Path(config.model),
-            config.model_digest,
-            config.device,
-            config.decoding,
-            config.vlm_levels,
-        )
-    if config.captioner == "openai":
-        from components.captioning.endpoint import Endpoint, Limits
-
-        limits = Limits(
-            config.concurrent, config.tries, config.timeout_s, config.requests_per_minute
-        )
-        return Endpoint(config.base_url, config.model, config.decoding, config.vlm_levels, limits)
-    return None
-
-
 def people(said: Said, by_episode: EventsByEpisode, made: pa.Table) -> People:
     """What became of what people said."""
     here = {i: each for i, each in said.items() if i in by_episode}
@@ -303,7 +245,6 @@ def summary(made: pa.Table, tasks: dict[str, str], said: People, config: Config)
         flagged += number * bool(wrong)
         flags.update(dict.fromkeys(wrong, number))
     tokens = [pc.sum(made[name]).as_py() or 0 for name in ("input_tokens", "output_tokens")]
-    cost = tokens[0] * config.input_usd_per_million + tokens[1] * config.output_usd_per_million
     return Report(
         captions=made.num_rows,
         levels={level: numbers[level] for level in words.LEVELS},
@@ -313,7 +254,7 @@ def summary(made: pa.Table, tasks: dict[str, str], said: People, config: Config)
         fallbacks=dict(sorted(fallbacks.items())),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
-        cost_usd=round(cost / 1e6, 6),
+        cost_usd=config.cost_usd(*tokens),
         action_texts=len(counts(actions["text"])),
         same_actions={task: share for task, (_, share) in usual.items()},
         usual_actions={task: list(texts) for task, (texts, _) in usual.items()},

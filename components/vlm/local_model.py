@@ -1,28 +1,27 @@
 """Any image-text-to-text model of `transformers`, from a folder of weights on this machine.
 
-Nothing is fetched, no code of the folder is run, and only safetensors are read. Events are answered
-one at a time, so that an answer depends on nothing but its own question; to answer many at once,
-serve the model and use `endpoint.py`.
+Nothing is fetched, no code of the folder is run, and only safetensors are read. Questions are
+answered one at a time, so that an answer depends on nothing but its own question; to answer many at
+once, serve the model and use `endpoint.py`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from components.captioning.questions import Dialogue, Reply, correction
 from components.errors import UserError
 from components.outputs import sha256
+from components.vlm.dialogue import Dialogue, Reply
 
 READ = (".safetensors", ".json", ".jinja", ".txt", ".model")  # what transformers reads of a folder
 
 
 class LocalModel:
-    """`questions.Model` on a folder of weights; loaded when it is first asked."""
+    """`dialogue.Model` on a folder of weights; loaded when it is first asked."""
 
     captioner = "transformers"
 
@@ -32,16 +31,19 @@ class LocalModel:
         digest: str,
         device: str,
         decoding: dict[str, Any],
-        levels: Sequence[str],
+        section: str,
     ) -> None:
-        """UserError when the folder's digest is not `digest`, which pins what a run used."""
-        self.folder, self.device, self.levels = folder, device, levels
-        self.digest, self.settings = weights_digest(folder), decoding
+        """UserError when the folder's digest is not `digest`, which pins what a run used.
+
+        `section` of the values names it in messages.
+        """
+        self.folder, self.device, self.section = folder, device, section
+        self.digest, self.settings = weights_digest(folder, section), decoding
         self.decoding = json.dumps(decoding, sort_keys=True)
         if self.digest != digest:
             raise UserError(
-                f"captioning.model_digest: expected that of {folder}, which is {self.digest}; got "
-                f"{digest or 'none'}. Set it to that, if these are the weights that you mean."
+                f"{self.section}.model_digest: expected that of {folder}, which is {self.digest}; "
+                f"got {digest or 'none'}. Set it to that, if these are the weights that you mean."
             )
 
     def sent(self) -> dict[str, int]:
@@ -81,7 +83,7 @@ class LocalModel:
         messages = [_message("user", self._plain(dialogue.question.text), picture)]
         for turn in dialogue.turns:
             messages.append(_message("assistant", self._plain(turn.reply)))
-            messages.append(_message("user", correction(turn.problem, self.levels)))
+            messages.append(_message("user", self._plain(turn.then)))
         return messages
 
     def _plain(self, text: str) -> str:
@@ -102,7 +104,7 @@ class LocalModel:
 
         logging.disable_progress_bar()
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("captioning.device: cuda, but no GPU is visible here; use cpu.")
+            raise UserError(f"{self.section}.device: cuda, but no GPU is visible here; use cpu.")
         local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
         try:
             processor = AutoProcessor.from_pretrained(self.folder, **local)
@@ -114,21 +116,23 @@ class LocalModel:
             )
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise UserError(
-                f"captioning.model: {self.folder} cannot be used: {error}. Expected an "
+                f"{self.section}.model: {self.folder} cannot be used: {error}. Expected an "
                 "image-text-to-text model of transformers, with safetensors, a processor and a "
                 "chat template."
             ) from error
         if not getattr(processor, "chat_template", None):
-            raise UserError(f"captioning.model: {self.folder} has no chat template; name another.")
+            raise UserError(
+                f"{self.section}.model: {self.folder} has no chat template; name another."
+            )
         return processor, model.to(self.device).eval()
 
 
-def weights_digest(folder: Path) -> str:
+def weights_digest(folder: Path, section: str) -> str:
     """sha256 over the names and digests of the files that transformers reads."""
     files = [p for p in sorted(folder.glob("*")) if p.suffix in READ and p.is_file()]
     if not any(path.suffix == ".safetensors" for path in files):
         raise UserError(
-            f"captioning.model: {folder} has no *.safetensors; expected a folder of weights as "
+            f"{section}.model: {folder} has no *.safetensors; expected a folder of weights as "
             "transformers saves it (pickled weights are not read)."
         )
     lines = "".join(f"{path.name}\0{sha256(path)}\n" for path in files)

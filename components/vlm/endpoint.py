@@ -1,8 +1,8 @@
 """Any OpenAI-compatible endpoint (`POST <base_url>/chat/completions`) over httpx.
 
 Requests run side by side within a bound and a rate; 429, 5xx, time-outs and cut connections are
-tried again after a growing pause, or the server's own `Retry-After`. The key comes from the
-environment variable KEY only and is sent nowhere but to `base_url`: redirects are not followed.
+tried again after a growing pause, or the server's own `Retry-After`. The key comes from an
+environment variable only and is sent nowhere but to `base_url`: redirects are not followed.
 """
 
 from __future__ import annotations
@@ -15,20 +15,18 @@ import json
 import os
 import random
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from components.captioning.questions import NO_ANSWER, Dialogue, Reply, correction, digest
 from components.errors import TemporaryError, UserError
+from components.vlm.dialogue import NO_ANSWER, Dialogue, Reply, digest
 
 if TYPE_CHECKING:
     import httpx
     from PIL.Image import Image
 
-KEY = "WAMFLOW_CAPTIONING_KEY"
 LARGEST_REPLY = 1_000_000  # bytes
 FIRST_PAUSE_S = 1.0  # doubled at every try
 LONGEST_PAUSE_S = 60.0  # a server that asks for more is not waited for
@@ -84,7 +82,10 @@ class _TryAgainError(Exception):
 
 
 class Endpoint:
-    """`questions.Model` on a server."""
+    """`dialogue.Model` on a server.
+
+    `section` of the values names it in messages; `key` is the environment variable of its key.
+    """
 
     captioner = "openai"
 
@@ -93,14 +94,15 @@ class Endpoint:
         base_url: str,
         model: str,
         decoding: dict[str, Any],
-        levels: Sequence[str],
         limits: Limits,
+        section: str,
+        key: str,
     ) -> None:
-        self.base_url, self.model, self.levels = base_url.rstrip("/"), model, levels
+        self.base_url, self.model, self.section = base_url.rstrip("/"), model, section
         self.digest = digest(f"{urlsplit(base_url).netloc}\n{model}")
         self.settings, self.decoding = decoding, json.dumps(decoding, sort_keys=True)
         self.limits, self.pace, self.spent = limits, Pace(limits.requests_per_minute), Spent()
-        self._key = key()
+        self._key_name, self._key = key, key_from(key)
         self._answered = False  # by this server, ever
         self._silent = self._refused = 0  # questions in a row
 
@@ -146,8 +148,8 @@ class Endpoint:
             raise self._down(reply.refused)
         if self._refused >= IN_A_ROW and not self._answered:
             raise UserError(
-                f"captioning: {self.base_url} refuses every question ({reply.refused}). "
-                "Check captioning.model, and whether it takes pictures."
+                f"{self.section}: {self.base_url} refuses every question ({reply.refused}). "
+                f"Check {self.section}.model, and whether it takes pictures."
             )
         self._answered |= not reply.refused
         return reply
@@ -203,9 +205,9 @@ class Endpoint:
         if status in (400, 413, 415, 422):  # something about this one question
             return Reply(refused=f"refused: HTTP {status}: {said}")
         raise UserError(
-            f"captioning: {self.base_url} answered HTTP {status} for model {self.model!r}: {said}. "
-            f"Check captioning.base_url and captioning.model; the key is read from ${KEY}, which "
-            f"is {'set' if self._key else 'not set'}."
+            f"{self.section}: {self.base_url} answered HTTP {status} for model {self.model!r}: "
+            f"{said}. Check {self.section}.base_url and .model; the key is read from "
+            f"${self._key_name}, which is {'set' if self._key else 'not set'}."
         )
 
     def _read(self, content: bytes) -> Reply:
@@ -228,8 +230,7 @@ class Endpoint:
         messages: list[dict[str, Any]] = [{"role": "user", "content": [picture, text]}]
         for turn in dialogue.turns:
             messages.append({"role": "assistant", "content": turn.reply})
-            words = correction(turn.problem, self.levels)
-            messages.append({"role": "user", "content": words})
+            messages.append({"role": "user", "content": turn.then})
         return {
             "model": self.model,
             "messages": messages,
@@ -240,8 +241,8 @@ class Endpoint:
 
     def _down(self, why: str) -> TemporaryError:
         return TemporaryError(
-            f"captioning: {self.base_url} does not answer ({why}; {self.limits.tries} tries for "
-            "each question). Run again later."
+            f"{self.section}: {self.base_url} does not answer ({why}; {self.limits.tries} tries "
+            "for each question). Run again later."
         )
 
 
@@ -249,11 +250,11 @@ def _count(value: object) -> int:
     return value if isinstance(value, int) and 0 <= value < 1_000_000_000 else 0
 
 
-def key() -> str:
+def key_from(name: str) -> str:
     """The key from the environment, empty for none. UserError, without the key, when malformed."""
-    found = os.environ.get(KEY, "").strip()
+    found = os.environ.get(name, "").strip()
     if not (found.isascii() and found.isprintable() and " " not in found):
-        raise UserError(f"${KEY}: expected one line of printable ASCII without spaces.")
+        raise UserError(f"${name}: expected one line of printable ASCII without spaces.")
     return found
 
 
