@@ -7,6 +7,7 @@ again. A piece has at least one row.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -119,6 +120,13 @@ def values(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
     used = np.bincount(places, minlength=len(array.dictionary)) > 0
     left = array.dictionary.filter(pa.array(used)).to_pylist()
     return left, (np.cumsum(used, dtype=np.int32) - 1)[places].astype(np.int32)
+
+
+def counts(column: pa.ChunkedArray) -> Counter[str]:
+    """How often each value of a dictionary column occurs."""
+    found, places = values(column)
+    numbers = np.bincount(places, minlength=len(found)).tolist()
+    return Counter(dict(zip(found, numbers, strict=True)))
 
 
 def _of(table: pa.Table, names: set[str]) -> tuple[pa.Table, set[str]]:

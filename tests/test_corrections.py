@@ -309,6 +309,18 @@ def test_equal_corrections_give_equal_bytes_and_strangers_are_counted(tiny: Path
     assert [row["kind"] for row in rows] == ["grasp", "motion", "motion", "release"]
 
 
+def test_a_correction_of_an_episode_cut_before_gives_the_bytes_of_a_run_afresh(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, machine = cut(tiny, [])
+    some = [said("merge", [0.0, machine[2]["start_s"]], ["grasp"])]
+    grown, _ = cut(tiny, some, "grown")
+    monkeypatch.setenv("WAMFLOW_STORE", str(tiny / "empty"))
+    afresh, _ = cut(tiny, some, "afresh")
+    assert outputs.sha256_folder(tiny / "grown") == outputs.sha256_folder(tiny / "afresh")
+    assert grown == afresh and grown.events == 2 * len(machine) - 1
+
+
 def test_words_of_people_stand_with_author_and_time(tiny: Path) -> None:
     _, events = cut(tiny, [])
     spans = [(row["start_s"], row["end_s"]) for row in events]

@@ -20,10 +20,11 @@ from pydantic import ValidationError
 from components import outputs, params, records
 from components.episodes import Episode
 from components.errors import DataError, UserError
-from components.segmentation import evidence, gripper, stage
+from components.segmentation import evidence, gripper, stage, tables
 from components.segmentation.boundaries import Event, Limits, cut, cut_all
 from components.segmentation.flat import Flat
 from components.segmentation.gripper import Transition
+from components.segmentation.hierarchy import nodes
 from components.segmentation.partition import Candidate, best, shortened, within
 from tests import made_episodes as made
 
@@ -313,6 +314,23 @@ def test_only_new_episodes_are_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     stage.run(tmp_path / "21", nobody, tmp_path / "c", config=CONFIG)
     for name in ("events.parquet", "hierarchy.parquet"):
         assert outputs.sha256(tmp_path / "b" / name) == outputs.sha256(tmp_path / "c" / name)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(any_episode(), min_size=1, max_size=3))
+def test_columns_hold_the_rows_of_each_episode(several: list[Episode]) -> None:
+    several = [dataclasses.replace(e, episode_id=f"{9 - i:020x}") for i, e in enumerate(several)]
+    done = {e.episode_id: stage.made(e, cut(e, LIMITS)) for e in several}
+    ids = sorted(done)
+    whole = tables.joined([tables.table([one]) for one in done.items()], ids)
+    assert tables.events(whole).to_pylist() == [row for i in ids for row in done[i].rows]
+    wanted = [node for i in ids for node in nodes(*done[i])]
+    assert tables.hierarchy(whole).to_pylist() == wanted
+    assert {i: tables.made(whole, i) for i in ids} == done
+    bounds = tables.bounds(tables.actions(whole))
+    assert [b - a for a, b in bounds.values()] == [len(done[i].rows) for i in bounds]
+    left = tables.without(whole, ids[:1])
+    assert set(left["episode_id"].to_pylist()) == set(ids[1:])
 
 
 def test_episodes_are_cut_alike_alone_and_together() -> None:

@@ -25,7 +25,7 @@ from components.captioning.kinematics import OPPOSITE
 from components.captioning.rows import Asked, Captioned, caption_rows, told
 from components.episodes import Episodes
 from components.events_by_episode import EventsByEpisode
-from components.row_shards import PIECE, RowShards, encoded, plain, values
+from components.row_shards import PIECE, RowShards, counts, encoded, plain, values
 from components.shards import key
 from components.vlm.asking import Asking, model_of
 from components.vlm.dialogue import Model
@@ -260,13 +260,6 @@ def summary(made: pa.Table, tasks: dict[str, str], said: People, config: Config)
         usual_actions={task: list(texts) for task, (texts, _) in usual.items()},
         people=said,
     )
-
-
-def counts(column: pa.ChunkedArray) -> Counter[str]:
-    """How often each value of a dictionary column occurs."""
-    found, places = values(column)
-    numbers = np.bincount(places, minlength=len(found)).tolist()
-    return Counter({value: number for value, number in zip(found, numbers, strict=True) if number})
 
 
 def usual_actions(

@@ -21,12 +21,15 @@ from pydantic import BaseModel, Field, model_validator
 from components import corrections as overlay
 from components import outputs, records
 from components.episodes import Episode, Episodes
+from components.row_shards import PIECE, RowShards, counts, values
+from components.segmentation import tables
 from components.segmentation.agreement import Agreement, agreement
 from components.segmentation.boundaries import BATCH_ROWS, Event, Limits, cut_all
 from components.segmentation.corrected import TOLERANCE_S, Overlay, Row
 from components.segmentation.evidence import WEIGHTS
-from components.segmentation.hierarchy import Node, nodes
-from components.shards import Shards, key
+from components.shards import key
+
+Said = Mapping[str, list[overlay.EventCorrection]]  # by episode
 
 
 class Config(BaseModel, frozen=True, extra="forbid"):
@@ -96,46 +99,63 @@ def run(episodes: Path, corrections: Path, events: Path, *, config: Config) -> R
     """
     said = overlay.read(corrections, overlay.EventCorrection)
     recordings = Episodes(episodes)
-    found = machine(recordings, config)
-    rows: list[Row] = []
-    tree: list[Node] = []
+    ids = sorted(recordings.ids)
+    found = tables.joined(machine(recordings, config), ids)
+    known = said.keys() & set(ids)
     agreed = Agreement()
-    for episode_id in sorted(recordings.ids):
-        own = found[episode_id]["rows"]
-        if episode_id in said:
-            people = Overlay(recordings[episode_id].timestamps_s, said[episode_id])
-            agreed += agreement(people, own)
-            own = people.applied(own, config.min_event_s)
-        rows += own
-        tree += nodes(own, found[episode_id]["finer"], found[episode_id]["finer_s"])
+    if known:
+        theirs, agreed = corrected(found, recordings, {i: said[i] for i in sorted(known)}, config)
+        found = tables.joined([tables.without(found, known), theirs], ids)
+    cut = tables.events(found)
     with outputs.whole_folder(events) as out:
-        table = pa.Table.from_pylist(rows, schema=records.EVENTS)
-        outputs.write_table(out / "events.parquet", table)
-        table = pa.Table.from_pylist(tree, schema=records.HIERARCHY)
-        outputs.write_table(out / "hierarchy.parquet", table)
-    tasks = dict(zip(recordings.ids, recordings.manifest["task"].to_pylist(), strict=True))
-    return summary(tasks, rows, people_of(said, set(tasks), agreed))
+        outputs.write_table(out / "events.parquet", cut)
+        outputs.write_table(out / "hierarchy.parquet", tables.hierarchy(found))
+    return summary(recordings.column("task"), found, people_of(said, set(ids), agreed))
 
 
-def machine(recordings: Episodes, config: Config) -> dict[str, dict[str, Any]]:
-    """Of each episode the machine's rows and finer cuts; what was cut before comes from the store.
-
-    Keys: `rows` (`records.EVENTS`), `finer` (control steps) and `finer_s` (their times, seconds).
-    """
-    kept = Shards("segmentation", config.model_dump() | {"weights": outputs.sha256(WEIGHTS)})
+def machine(recordings: Episodes, config: Config) -> Iterator[pa.Table]:
+    """The machine's cut of all episodes (`tables.NODES`); what was cut before is in the store."""
+    settings = config.model_dump() | {"weights": outputs.sha256(WEIGHTS)}
+    kept = RowShards("segmentation", settings)
     embodiments = recordings.column("embodiment")
-    signals = {name: columns(recordings, name) for name in set(embodiments.values())}
-    names = {i: key(i, signals[name]) for i, name in embodiments.items()}
-    recalled = kept.recall(names.values())
-    found = {i: recalled[name] for i, name in names.items() if name in recalled}
-    for some in portions(recordings, [i for i in recordings.ids if i not in found]):
+    signals = {name: key(columns(recordings, name)) for name in set(embodiments.values())}
+    names = {i: f"{i}-{signals[name]}" for i, name in embodiments.items()}
+    recalled = kept.recall_rows(names.values(), tables.NODES)
+    yield recalled
+    found = set(values(recalled[PIECE])[0])
+    count = len(found)
+    for some in portions(recordings, [i for i in recordings.ids if names[i] not in found]):
         episodes = [recordings[i] for i in some]
         cut = cut_all(episodes, limits(config))
-        new = {e.episode_id: kept_of(e, own) for e, own in zip(episodes, cut, strict=True)}
-        kept.keep({names[i]: each for i, each in new.items()})
-        found |= new
-        print(f"segmentation: {len(found)} of {len(names)} episodes", flush=True)
-    return found
+        new = tables.table(
+            (names[e.episode_id], made(e, own)) for e, own in zip(episodes, cut, strict=True)
+        )
+        kept.keep_rows(new)
+        yield new
+        count += len(some)
+        print(f"segmentation: {count} of {len(names)} episodes", flush=True)
+
+
+def made(episode: Episode, events: list[Event]) -> tables.Made:
+    """One episode's rows and finer cuts."""
+    finer = [step for event in events for step in event.finer]
+    return tables.Made(event_rows(episode, events), finer, episode.timestamps_s[finer].tolist())
+
+
+def corrected(
+    found: pa.Table, recordings: Episodes, said: Said, config: Config
+) -> tuple[pa.Table, Agreement]:
+    """What people made of the machine's cut of these episodes, and how far the two agree."""
+    own = tables.only(found, said)
+    agreed = Agreement()
+    done: list[tuple[str, tables.Made]] = []
+    for episode_id, corrections in said.items():
+        machines = tables.made(own, episode_id)
+        people = Overlay(recordings[episode_id].timestamps_s, corrections)
+        agreed += agreement(people, machines.rows)
+        rows = people.applied(machines.rows, config.min_event_s)
+        done.append((episode_id, machines._replace(rows=rows)))
+    return tables.table(done), agreed
 
 
 def columns(recordings: Episodes, embodiment: str) -> list[Any]:
@@ -166,19 +186,7 @@ def limits(config: Config) -> Limits:
     return Limits(**config.model_dump())
 
 
-def kept_of(episode: Episode, events: list[Event]) -> dict[str, Any]:
-    """One episode's rows and finer cuts, as the store keeps them."""
-    finer = [step for event in events for step in event.finer]
-    return {
-        "rows": event_rows(episode, events),
-        "finer": finer,
-        "finer_s": episode.timestamps_s[finer].tolist(),
-    }
-
-
-def people_of(
-    said: Mapping[str, list[overlay.EventCorrection]], known: set[str], agreed: Agreement
-) -> People:
+def people_of(said: Said, known: set[str], agreed: Agreement) -> People:
     """Counts of corrections; `known` are the episodes that there are."""
     here = [each for episode_id, each in said.items() if episode_id in known]
     corrections = sum(map(len, said.values()))
@@ -215,24 +223,28 @@ def event_rows(episode: Episode, events: list[Event]) -> list[Row]:
     return rows
 
 
-def summary(tasks: Mapping[str, str], rows: list[Row], people: People) -> Report:
-    """Counts for a person; `tasks` has every episode's task, `rows` are by episode and time."""
-    kinds: dict[str, tuple[str, ...]] = dict.fromkeys(tasks, ())
-    for row in rows:
-        kinds[row["episode_id"]] += (row["kind"],)
-    sequences: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
+def summary(tasks: Mapping[str, str], found: pa.Table, people: People) -> Report:
+    """Counts for a person; `tasks` has every episode's task, `found` is `tables.joined`."""
+    events = tables.actions(found)
+    _, kinds = values(events["kind"])
+    sequences: dict[str, Counter[bytes]] = defaultdict(Counter)
+    numbers: Counter[int] = Counter()
+    bounds = tables.bounds(events)
     for episode_id, task in tasks.items():
-        sequences[task][kinds[episode_id]] += 1
-    numbers = Counter(len(found) for found in kinds.values())
-    signals = Counter(signal for row in rows for signal in json.loads(row["evidence"]))
-    lengths = [row["end_s"] - row["start_s"] for row in rows]
+        own = kinds[slice(*bounds.get(episode_id, (0, 0)))]
+        sequences[task][own.tobytes()] += 1
+        numbers[len(own)] += 1
+    signals: Counter[str] = Counter()
+    for said, count in counts(events["signals"]).items():
+        signals.update(dict.fromkeys(json.loads(said), count))
+    lengths = events["end_s"].to_numpy() - events["start_s"].to_numpy()
     return Report(
         episodes=len(tasks),
-        events=len(rows),
-        kinds=dict(sorted(Counter(row["kind"] for row in rows).items())),
+        events=len(events),
+        kinds=dict(sorted(counts(events["kind"]).items())),
         episodes_with_events={str(n): numbers[n] for n in sorted(numbers)},
         boundaries_by_signal=dict(sorted(signals.items())),
-        median_event_s=round(float(np.median(lengths)), 4) if lengths else 0.0,
+        median_event_s=round(float(np.median(lengths)), 4) if len(lengths) else 0.0,
         same_kinds={
             task: round(max(found.values()) / found.total(), 4)
             for task, found in sorted(sequences.items())
