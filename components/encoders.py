@@ -150,7 +150,7 @@ class WanVae:
                 "Python package diffusers is not installed; expected it for Wan's VAE. "
                 "Install it with `pip install -c constraints.txt diffusers`."
             ) from error
-        vae = _pretrained(AutoencoderKLWan, source).to(self.device)
+        vae = pretrained(AutoencoderKLWan, source).to(self.device)
         shape = (1, -1, 1, 1, 1)
         mean, std = (
             torch.tensor(values, device=self.device).view(shape)
@@ -206,7 +206,7 @@ class Umt5:
                 f"{self.folder / 'tokenizer'}: no such folder; expected UMT5's tokenizer."
             )
         tokenizer = AutoTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
-        model = _pretrained(UMT5EncoderModel, weights(self.folder / "text_encoder"))
+        model = pretrained(UMT5EncoderModel, weights(self.folder / "text_encoder"))
         return tokenizer, model.to(self.device)
 
 
@@ -272,7 +272,7 @@ class Cache:
         return value
 
 
-def _pretrained(kind: Any, source: Weights) -> Any:
+def pretrained(kind: Any, source: Weights) -> Any:
     """A frozen model of diffusers or transformers; DataError unless every parameter is there."""
     model, info = kind.from_pretrained(
         source.folder, local_files_only=True, use_safetensors=True, output_loading_info=True

@@ -81,7 +81,7 @@ def _pretraining(worktree: Path, png: Path) -> None:
     curve = csv.read_csv(worktree / "data/checkpoint/curve.csv").to_pydict()
     figure = Figure(figsize=(7, 3.5), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", yscale="log")
-    for name in ("loss", "action", "video", "left"):
+    for name in [n for n in ("loss", "action", "video", "left") if n in curve]:
         axes.plot(curve["step"], curve[name], label=name, linewidth=0.8)
     axes.legend()
     FigureCanvasAgg(figure)

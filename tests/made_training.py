@@ -25,6 +25,10 @@ VALUES = {
         "windows": "event", "chunk_s": 0.2, "history_frames": 0, "words": "event", "codec_px": 3,
         "tube_probability": 0.5, "tube_side": 1, "video_weight": 1.0, "tube_weight": 2.0,
         "dct_weight": 0.1, "left_weight": 0.1, "done_weight": 0.1,
+        "staircase": {
+            "width": 20, "relay_depth": 2, "levels": ["subtask", "action"], "prefix_tokens": 2,
+            "text_tokens": 12,
+        },
     },
     "processes": 2, "device": "cpu", "batch_size": BATCH, "seed": 3, "muon_lr": 0.002,
     "adamw_lr": 0.001, "momentum": 0.9, "weight_decay": 0.01, "schedule": "wsd", "warmup": 0.1,
@@ -94,12 +98,13 @@ def _tables(root: Path) -> None:
                     "end_frame": end, "joint_cluster": 0, "action_cluster": 0,
                 }
             )  # fmt: skip
-            captions.append(
+            captions += [
                 {
-                    "event_id": event, "level": "action", "text": text, "captioner": "test",
+                    "event_id": event, "level": level, "text": said, "captioner": "test",
                     "model_digest": "", "prompt_digest": "", "checks": "{}",
                 }
-            )  # fmt: skip
+                for level, said in (("action", text), ("subtask", f"a part of {text}"))
+            ]  # fmt: skip
     schema = records.PLAN
     for name in ("start_s", "end_s", "start_frame", "end_frame", "joint_cluster", "action_cluster"):
         if name not in schema.names:

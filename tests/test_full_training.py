@@ -299,7 +299,7 @@ def test_a_model_that_cannot_act_says_so(checkpoint: Path, tmp_path: Path) -> No
     for name in ("model.safetensors", "normalisation.json", "event_plans.json"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
     read = json.loads((checkpoint / "config.json").read_text())
-    read["shape"]["coupling"] = "video"
+    read["pretraining"]["full"]["stage"] = "video"
     write_json(tmp_path / "config.json", read)
     with pytest.raises(UserError, match=r"expected a model that acts; got one of .* stage video"):
         Policy(tmp_path)
@@ -397,7 +397,7 @@ def test_wrong_initial_weights_are_refused(checkpoint: Path, tmp_path: Path) -> 
 def test_the_small_model_takes_no_encoders(folder: Path) -> None:
     made = chosen.windows(folder, config(preset="small"))
     made.info["initial"] = {part: {"from": "/w", "sha256": {}} for part in ("vae", "text")}
-    with pytest.raises(UserError, match=r"text, vae: expected a preset of the full model.* small"):
+    with pytest.raises(UserError, match=r"text, vae: pretraining.preset small has no use for it"):
         chosen.model(made, config(preset="small"))
 
 

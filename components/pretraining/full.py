@@ -30,15 +30,15 @@ def preset(config: Config) -> Preset:
 
 def codec(config: Config, initial: Initial) -> PictureCodec:
     """The VAE that was declared, or patches of pictures."""
-    return encoders.picture_codec(_at(initial, "vae"), config.full.codec_px, _device(config))
+    return encoders.picture_codec(_at(initial, "vae"), config.full.codec_px, device(config))
 
 
 def text_encoder(config: Config, initial: Initial) -> TextEncoder:
     """The UMT5 that was declared, or the small sentence model."""
-    return encoders.text_encoder(_at(initial, "text"), preset(config).text_tokens, _device(config))
+    return encoders.text_encoder(_at(initial, "text"), preset(config).text_tokens, device(config))
 
 
-def _device(config: Config) -> str:
+def device(config: Config) -> str:
     """This worker's own, by name: threads do not inherit CUDA's current device."""
     return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if config.device == "cuda" else config.device
 

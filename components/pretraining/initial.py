@@ -1,11 +1,12 @@
 """What a training starts from: `inputs/init.json`, by digest, so that lineage reaches the weights.
 
     {"video": {"from": "/weights/Wan2.1/transformer", "sha256": {"config.json": "..", ..}},
-     "vae": {..}, "text": {..}, "model": {..}}
+     "vae": {..}, "text": {..}, "model": {..}, "vlm": {..}, "lm": {..}}
 
 Every part may be missing; `{}` starts from random numbers, with the offline encoders. `video` is a
 Wan transformer, `vae` its frozen VAE, `text` a folder with UMT5's `text_encoder` and `tokenizer`,
-`model` a checkpoint or a registered version of ours, whose tower of the same sizes goes on.
+`model` a checkpoint or a registered version of ours, whose tower of the same sizes goes on. `vlm`
+and `lm` are the large and the small frozen Qwen3.5 of the stage staircase.
 `python -m components.pretraining.initial video=FOLDER ..` prints the file. Safetensors only.
 """
 
@@ -21,7 +22,7 @@ from components.errors import DataError, UserError, WamflowError
 from components.outputs import sha256
 from components.weights import weights
 
-PARTS = ("model", "video", "vae", "text")
+PARTS = ("model", "video", "vae", "text", "vlm", "lm")
 Initial = dict[str, dict[str, Any]]  # part -> {"from": address, "sha256": {file: digest}}
 
 
@@ -56,6 +57,10 @@ def listed(part: str, folder: Path) -> dict[str, str]:
                 f"{' and '.join(missing)} is missing."
             )
         return {name: sha256(folder / name) for name in names}
+    if part in ("vlm", "lm"):
+        from components.reasoning import files
+
+        return files(folder)
     if part != "text":
         return weights(folder).digests()
     found = {f"text_encoder/{n}": d for n, d in weights(folder / "text_encoder").digests().items()}

@@ -2,7 +2,8 @@
 
 A stage says which parts learn. Video: the video tower on frozen text features. Action: the action
 tower, the video tower frozen. Text: only what reads words, in both towers. Joint: both towers at
-once, for small end-to-end runs. One training is one stage; the next starts from its checkpoint.
+once, for small end-to-end runs. Staircase: the branch of `models/reasoner.py`, beside two frozen
+language models, and neither tower. One training is one stage; the next starts from its checkpoint.
 The preset of `models/presets.py` gives the sizes, this what a run chooses.
 """
 
@@ -13,11 +14,28 @@ from typing import Literal
 from pydantic import BaseModel, Field, model_validator
 
 
+class StairsConfig(BaseModel, frozen=True, extra="forbid"):
+    """Values of the stage staircase; the rest of its sizes are those of its language models."""
+
+    width: int = Field(ge=8, description="Width of the staircase's states.")
+    relay_depth: int = Field(
+        ge=1, description="Attention layers of the large language model that run once (N_r)."
+    )
+    levels: tuple[Literal["task", "subtask", "action", "segment"], ...] = Field(
+        min_length=1, description="What the stairs say: captions of these levels, one a stair."
+    )
+    prefix_tokens: int = Field(
+        ge=1, description="Tokens of the small language model that stand for one state."
+    )
+    text_tokens: int = Field(ge=2, description="Longest text to say again; more is cut, tokens.")
+
+
 class FullConfig(BaseModel, frozen=True, extra="forbid"):
     """Values of the full model's training; the small model reads none of them."""
 
-    stage: Literal["joint", "video", "action", "text"] = Field(
-        description="What learns: both towers, the video's, the action's, or what reads words."
+    stage: Literal["joint", "video", "action", "text", "staircase"] = Field(
+        description="What learns: both towers, the video's, the action's, what reads words, or the "
+        "reasoning branch on a language model (inputs/init.json: vlm and lm)."
     )
     coupling: Literal["symmetric", "asymmetric"] = Field(
         description="Both towers at one noise level, or N_d action draws that share one pass of "
@@ -47,6 +65,7 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
     dct_weight: float = Field(ge=0, description="Of the loss against jitter; 0 switches it off.")
     left_weight: float = Field(ge=0, description="Of the loss of the seconds left.")
     done_weight: float = Field(ge=0, description="Of the loss of the part that is done.")
+    staircase: StairsConfig = Field(description="Of the stage staircase.")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> FullConfig:

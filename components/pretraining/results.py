@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from components import records
 from components.outputs import write_json
-from components.pretraining import placement
+from components.pretraining import initial as initial_weights
+from components.pretraining import placement, reasons
 from components.pretraining.stage import Report
 from components.pretraining.training import SKIPPED, Training
 from models.muon import split
@@ -88,9 +89,9 @@ def _report(training: Training, curve: np.ndarray, validation: dict[str, float] 
         muon_parameters=sum(p.numel() for p in hidden.values()),
         loss_first=first["loss"],
         loss_last=last["loss"],
-        action_loss_first=first["action"],
-        action_loss_last=last["action"],
-        validation_action_loss=None if validation is None else validation["action"],
+        action_loss_first=first.get("action"),
+        action_loss_last=last.get("action"),
+        validation_action_loss=None if validation is None else validation.get("action"),
         losses_first={name: first[name] for name in terms},
         losses_last={name: last[name] for name in terms},
         validation_losses=validation,
@@ -128,6 +129,9 @@ def _encoders(training: Training) -> dict[str, Any]:
     small = {"text_encoder": {"package": sentences.PACKAGE, "sha256": sentences.DIGEST}}
     if config.preset == "small":
         return small
+    if config.full.stage == "staircase":
+        declared = initial_weights.digests(initial)
+        return {"encoders": {part: declared[part] for part in reasons.MODELS}}
     from components.pretraining import full
 
     text = full.text_encoder(config, initial)

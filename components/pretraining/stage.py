@@ -137,8 +137,8 @@ class Report(BaseModel):
     muon_parameters: int
     loss_first: float = Field(description="Mean total loss of the first 5 % of the steps.")
     loss_last: float = Field(description="Mean total loss of the last 5 % of the steps.")
-    action_loss_first: float
-    action_loss_last: float
+    action_loss_first: float | None = Field(description="None in the stage staircase.")
+    action_loss_last: float | None
     validation_action_loss: float | None = Field(description="On held-out episodes; none without.")
     losses_first: dict[str, float] = Field(description="Of each part, first 5 % of the steps.")
     losses_last: dict[str, float] = Field(description="Of each part, last 5 % of the steps.")

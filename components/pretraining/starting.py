@@ -13,6 +13,7 @@ from components.pretraining.initial import Initial
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from models.reasoner import Reasoner
     from models.wall import WallModel
     from models.wam import WorldActionModel
 
@@ -26,18 +27,18 @@ def earlier(initial: Initial) -> dict[str, Any]:
     return config
 
 
-def load(model: WallModel | WorldActionModel, initial: Initial) -> None:
+def load(model: WallModel | WorldActionModel | Reasoner, initial: Initial) -> None:
     """Put declared weights in place, all checked before the first number is copied.
 
     UserError for a model of other sizes, DataError for missing, unknown or misshapen parameters.
     """
     from models.wall import WallModel
 
-    ignored = sorted(initial.keys() & {"video", "vae", "text"})
-    if ignored and not isinstance(model, WallModel):
+    usable, kind = _usable(model)
+    if ignored := sorted(initial.keys() - usable):
         raise UserError(
-            f"inputs/init.json: {', '.join(ignored)}: expected a preset of the full model, got "
-            "pretraining.preset small; choose another preset or remove what it cannot use."
+            f"inputs/init.json: {', '.join(ignored)}: {kind} has no use for it; choose another "
+            "preset or stage in pretraining, or remove what cannot be used."
         )
     if "model" in initial:
         if "video" in initial:
@@ -50,7 +51,21 @@ def load(model: WallModel | WorldActionModel, initial: Initial) -> None:
         load_wan(model.video, weights(Path(initial["video"]["from"])))
 
 
-def _load_ours(model: WallModel | WorldActionModel, folder: Path, config: dict[str, Any]) -> None:
+def _usable(model: WallModel | WorldActionModel | Reasoner) -> tuple[set[str], str]:
+    """The parts that a model can start from or needs, and what it is called."""
+    from models.reasoner import Reasoner
+    from models.wall import WallModel
+
+    if isinstance(model, Reasoner):
+        return {"model", "text", "vlm", "lm"}, "the stage staircase"
+    if isinstance(model, WallModel):
+        return {"model", "video", "vae", "text"}, "a stage without a staircase"
+    return {"model"}, "pretraining.preset small"
+
+
+def _load_ours(
+    model: WallModel | WorldActionModel | Reasoner, folder: Path, config: dict[str, Any]
+) -> None:
     from safetensors.torch import load_file
 
     if wrong := _other_sizes(model, config):
@@ -75,7 +90,9 @@ def _load_ours(model: WallModel | WorldActionModel, folder: Path, config: dict[s
         parameter.data.copy_(found[name])
 
 
-def _other_sizes(model: WallModel | WorldActionModel, config: dict[str, Any]) -> list[str]:
+def _other_sizes(
+    model: WallModel | WorldActionModel | Reasoner, config: dict[str, Any]
+) -> list[str]:
     """What differs in size; what a stage of the recipe chooses may."""
     from models.wall import WallModel
     from models.wall_shape import WallShape

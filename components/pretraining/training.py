@@ -24,6 +24,7 @@ from components.pretraining.windows import Windows
 from models.batch import Batch
 from models.muon import Muon, split
 from models.packed import Packed
+from models.reasoner import Reasons
 from models.row_shards import local
 from models.wam import WorldActionModel
 
@@ -57,7 +58,7 @@ class Training:
         self.curve = torch.zeros(windows.steps, len(self.columns))
         self.drawn = torch.zeros(2, len(windows.arrays["event_draws"]), dtype=torch.int64)
 
-    def step(self, step: int, batch: Batch | Packed) -> None:
+    def step(self, step: int, batch: Batch | Packed | Reasons) -> None:
         """One optimizer step on this rank's share of the batch of `step`.
 
         DivergedError for a bad step (`guards.py`), where it is not to be skipped.
@@ -81,7 +82,7 @@ class Training:
         if wrong:
             self._bad(step, wrong)
 
-    def losses(self, batch: Batch | Packed, random: torch.Generator) -> dict[str, Tensor]:
+    def losses(self, batch: Batch | Packed | Reasons, random: torch.Generator) -> dict[str, Tensor]:
         """The total, `loss`, and the model's terms by name, for a batch on the device."""
         ask: Any = self.model.losses
         found = ask(*batch.with_noise(random))

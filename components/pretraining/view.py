@@ -69,6 +69,7 @@ def build(
         info = {"cameras": cameras, "embodiments": embodiments, "embodiment_ids": robots}
         full.check(info, config)
     texts, features = _captions(captions, table)
+    reasons = _reasons(captions, table, config, initial or {})
     normalisation = quantiles(loaded)
     first = np.cumsum([0] + [len(episode) for episode in loaded])
     rows = {episode_id: row for row, episode_id in enumerate(ids)}
@@ -98,7 +99,7 @@ def build(
     new = lay_out(jobs, config.timeout_s)
     print(f"pretraining: frames of {len(jobs)} episodes, {new} of them newly decoded", flush=True)
     tasks = _tasks(data.manifest, table)
-    if config.preset != "small":
+    if config.preset != "small" and config.full.stage != "staircase":
         from components.pretraining import full
 
         said = texts if config.full.words == "event" else tasks
@@ -116,6 +117,7 @@ def build(
             "event_ids": table["event_id"].to_pylist(),
             "episode_ids": table["episode_id"].to_pylist(),
             "captions": texts,
+            "reasons": reasons,
             "event_plans": event_plans(data.manifest, table, texts),
             "normalisation": {name: n.as_dict() for name, n in sorted(normalisation.items())},
             "embodiments": embodiments,
@@ -145,6 +147,33 @@ def _captions(captions: Path, plan: pa.Table) -> tuple[list[str], npt.NDArray[np
         )
     texts = [by_event[event] for event in ids]
     return texts, embed(texts)
+
+
+def _reasons(
+    captions: Path, plan: pa.Table, config: Config, initial: Initial
+) -> list[list[str]]:  # fmt: skip
+    """What the stairs say of each planned event; nothing where no stage trains a staircase."""
+    if config.preset == "small" or config.full.stage != "staircase":
+        return []
+    from components.pretraining import reasons
+
+    reasons.check(initial)
+    table = records.read(captions / "captions.parquet", records.CAPTIONS)
+    told = {(row["event_id"], row["level"]): row["text"] for row in table.to_pylist()}
+    wanted = [(e, level) for e in plan["event_id"].to_pylist() for level in _levels(config)]
+    if missing := [key for key in wanted if key not in told]:
+        raise DataError(
+            f"{captions}/captions.parquet: {len(missing)} captions of "
+            f"pretraining.full.staircase.levels are missing, the first is {missing[0][1]} of event "
+            f"{missing[0][0]}; run captioning and sampling again, or choose other levels."
+        )
+    return [
+        [told[event, level] for level in _levels(config)] for event in plan["event_id"].to_pylist()
+    ]
+
+
+def _levels(config: Config) -> tuple[str, ...]:
+    return config.full.staircase.levels
 
 
 def _signals(

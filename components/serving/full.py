@@ -30,10 +30,10 @@ class FullModel:
     """Weights of a checkpoint, and the frozen encoders that it was trained with."""
 
     def __init__(self, checkpoint: Path, config: dict[str, Any]) -> None:
-        self.shape = WallShape.from_dict(config["shape"])
         values = config["pretraining"]
         self.values, self.denoise_steps = values["full"], values["denoise_steps"]
-        _check_acts(checkpoint, self.shape, self.values)
+        _check_acts(checkpoint, self.values)
+        self.shape = WallShape.from_dict(config["shape"])
         self.model = WallModel(self.shape)
         self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
         self.model.eval()
@@ -105,12 +105,12 @@ class FullModel:
         )
 
 
-def _check_acts(checkpoint: Path, shape: WallShape, values: dict[str, Any]) -> None:
+def _check_acts(checkpoint: Path, values: dict[str, Any]) -> None:
     """UserError for a checkpoint whose training cannot have taught it to act."""
-    if shape.coupling == "video":
+    if values["stage"] in ("video", "staircase"):
         raise UserError(
-            f"{checkpoint}: expected a model that acts; got one of the recipe's stage video. "
-            "Train the stage action from it: name it in inputs/init.json."
+            f"{checkpoint}: expected a model that acts; got one of the recipe's stage "
+            f"{values['stage']}. Train the stage action; inputs/init.json says from what."
         )
     if values["history_frames"]:
         raise UserError(

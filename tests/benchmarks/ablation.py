@@ -1,10 +1,13 @@
 """What the parts of the full model are worth: each switched off, on several seeds, on real data.
 
-A small preset is trained on the recorded demo by the trainer itself, whole and with one part off at
-a time, on the same draws, noise and initial weights (paired by seed). Every part is judged by its
-own metric, on held-out events with fixed noise, at the averaged weights. Reported: the mean
-difference (off less whole) over seeds with a 95 % interval of Student's t; above zero the part
-helps. That each loss falls is shown by its first and last values over seeds.
+A small preset is trained on the recorded demo by the trainer itself, with and without one part at a
+time, on the same draws, noise and initial weights (paired by seed). Every part is judged by its own
+metrics, on held-out events with fixed noise, at the averaged weights. Reported: the mean difference
+(without less with) over seeds with a 95 % interval of Student's t; above zero the part helps. That
+each loss falls is shown by its first and last values over seeds.
+
+Parts of the asymmetric coupling (anchor, N_d, a video tower that was trained) are judged in the
+recipe's stage `action`, its video tower frozen and taken from the whole training of the same seed.
 """
 
 from __future__ import annotations
@@ -15,8 +18,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from components import params
 from components.pretraining import view
@@ -33,32 +36,45 @@ from components.pretraining.stage import Config
 from components.pretraining.training import Training
 from models import schedule
 from models.acting import denoised
+from models.dct import dct_matrix
+from models.draws import Chances, Draw
 from models.packed import Packed
 from models.presets import PRESETS
-from models.rows import collate
+from models.rows import Rows, collate, of_event
+from models.wall import WallModel, held, noised
+from models.wan import fold
 from models.windows import Window
 
 ROOT = Path(__file__).parents[2]
 LARGE_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 95 %, two sides
 NOISE_DRAWS = 4
+FROZEN = {"stage": "action", "coupling": "asymmetric", "action_samples": 8}
 Figures = dict[str, float]
 
 
 class Run:
     """One training and what is asked of it."""
 
-    def __init__(self, folder: Path, config: Config, steps: int, change: Change) -> None:
+    def __init__(
+        self, folder: Path, config: Config, steps: int, change: Change, whole: Run | None
+    ) -> None:
         self.windows = FullWindows(folder, config)
         self.windows.steps = steps
         self.training = Training(self.windows, config)
         if change is not None:
-            change(self.training)
+            change(self.training, whole)
         for step in range(steps):
             self.training.step(step, self.windows.batch(step, 0, 1))
         for name, parameter in self.training.model.named_parameters():
             parameter.data.copy_(self.training.average[name])
-        model, weights = self.training.model, self.training.model.shape.weights
-        model.shape = replace(model.shape, weights=replace(weights, dct=1.0))  # to be asked for
+        weights = self.model.shape.weights
+        self.model.shape = replace(self.model.shape, weights=replace(weights, dct=1.0))  # be told
+
+    @property
+    def model(self) -> WallModel:
+        """What was trained."""
+        assert isinstance(self.training.model, WallModel)
+        return self.training.model
 
     @cache  # noqa: B019  a run lives as long as its figures are asked for
     def held_out(self, *, words: bool = True) -> list[Window]:
@@ -73,48 +89,65 @@ class Run:
         ]
         return [w.window(e, w.span(e, at), w.words(e) if words else "") for e, at in spots]
 
+    def noises(self, chances: Chances, *, words: bool = True) -> Iterator[tuple[Rows, Draw]]:
+        """The held-out events under fixed noise, some times."""
+        batch = Packed.of(self.held_out(words=words), self.windows.shape.limits, chances)
+        for seed in range(NOISE_DRAWS):
+            yield batch.with_noise(torch.Generator().manual_seed(seed))
+
     @cache  # noqa: B019
     @torch.no_grad()
-    def losses(self, *, words: bool = True, tubes: float = 0.0, n: int = NOISE_DRAWS) -> Figures:
-        """Mean losses over fixed noise; with tubes, `behind` is the video's loss there alone."""
-        chances = replace(self.windows.chances, tube_probability=tubes)
-        batch = Packed.of(self.held_out(words=words), self.windows.shape.limits, chances)
-        found: dict[str, list[float]] = {}
-        for seed in range(n):
-            rows, draw = batch.with_noise(torch.Generator().manual_seed(seed))
-            losses = self.training.model.losses(rows, draw)
-            for name in self.training.model.terms:
-                found.setdefault(name, []).append(float(getattr(losses, name)))
-            if tubes:
-                only = replace(rows, inside=rows.inside & draw.hidden)
-                sigma = torch.where(rows.clean, 0.0, _of(draw.sigma, rows))
-                found.setdefault("behind", []).append(self._behind(rows, only, draw, sigma))
-        return {name: float(np.mean(values)) for name, values in found.items()}
+    def losses(self, *, words: bool = True) -> Figures:
+        """Mean losses over fixed noise, without tubes and with as many action draws for all."""
+        chances = replace(self.windows.chances, tube_probability=0.0)
+        if chances.coupling == "asymmetric":
+            chances = replace(chances, action_samples=8)
+        each = [self.model.losses(*drawn) for drawn in self.noises(chances, words=words)]
+        return {
+            name: float(np.mean([float(getattr(losses, name)) for losses in each]))
+            for name in self.model.terms
+        }
 
-    def _behind(self, rows: Any, only: Any, draw: Any, sigma: Tensor) -> float:
-        from models.wall import noised
+    @cache  # noqa: B019
+    @torch.no_grad()
+    def behind_tubes(self) -> float:
+        """Mean square of what the video says is behind a tube, less what is there.
 
-        model = self.training.model
-        noisy = noised(rows.latents, draw.noise, sigma)
-        predicted, _ = model.video(noisy, sigma, rows, draw.hidden)
-        return float(model._video_loss(predicted, only, draw))
+        A tube hides the noise too, so the best velocity is minus the expected latent there.
+        """
+        chances = replace(self.windows.chances, tube_probability=1.0)
+        squares, counts = 0.0, 0.0
+        for rows, drawn in self.noises(chances):
+            sigma = torch.where(rows.clean, 0.0, of_event(drawn.sigma, rows.frame_event))
+            seen = noised(rows.latents, drawn.noise, sigma)
+            said, _ = self.model.video(seen, sigma, rows, drawn.hidden)
+            off = (said + fold(rows.latents)).square().mean(dim=-1)
+            asked = (drawn.hidden & rows.inside & ~rows.clean[:, None, :, None]).float()
+            squares, counts = squares + float((off * asked).sum()), counts + float(asked.sum())
+        return squares / counts
 
     @cache  # noqa: B019
     @torch.no_grad()
     def acted(self, steps: int = 5) -> Figures:
-        """Generated actions against those recorded: mean absolute error, and jitter's share."""
-        windows = self.held_out()
-        rows = collate(windows, self.windows.shape.limits)
-        still = replace(rows, latents=_held(rows), actions=torch.zeros_like(rows.actions))
-        made, _ = denoised(self.training.model, still, steps, torch.Generator().manual_seed(1))
-        mask = rows.action_mask.float()
-        off = ((made - rows.actions).abs() * mask).sum() / mask.sum()
+        """Generated actions against those recorded; `fast` is the upper half of frequencies."""
+        rows = collate(self.held_out(), self.windows.shape.limits)
+        still = replace(rows, latents=held(rows), actions=torch.zeros_like(rows.actions))
+        mask, transform = rows.action_mask.float(), dct_matrix(rows)
         both = mask[:, 2:] * mask[:, 1:-1] * mask[:, :-2]
-        bends = [
-            (((a[:, 2:] - 2 * a[:, 1:-1] + a[:, :-2]).square() * both).sum() / both.sum()).sqrt()
-            for a in (made, rows.actions)
-        ]
-        return {"action_error": float(off), "jitter": float(bends[0]), "recorded": float(bends[1])}
+        fast = (2 * rows.step >= rows.steps)[..., None] * mask
+        found: list[Figures] = []
+        for seed in range(NOISE_DRAWS):
+            random = torch.Generator().manual_seed(seed)
+            made, _ = denoised(self.model, still, steps, random)
+            error = (made - rows.actions) * mask
+            bend = made[:, 2:] - 2 * made[:, 1:-1] + made[:, :-2]
+            squares = (transform @ error).square()
+            found.append({
+                "error": float(error.abs().sum() / mask.sum()),
+                "fast": float((squares * fast).sum() / fast.sum()),
+                "jitter": float(((bend.square() * both).sum() / both.sum()).sqrt()),
+            })  # fmt: skip
+        return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
 
     @cache  # noqa: B019
     @torch.no_grad()
@@ -122,7 +155,7 @@ class Run:
         """Where the model thinks that events end: errors, and those of one constant."""
         windows = self.held_out()
         rows = collate(windows, self.windows.shape.limits)
-        left, done = self.training.model.ends(rows.only_clean())
+        left, done = self.model.ends(rows.only_clean())
         known = np.array([w.left_s for w in windows]), np.array([w.done for w in windows])
         log = np.log(known[0])
         return {
@@ -133,101 +166,130 @@ class Run:
         }
 
 
-Change = Callable[[Training], None] | None
+Change = Callable[[Training, Run | None], None] | None
 
 
-def _of(sigma: Tensor, rows: Any) -> Tensor:
-    from models.rows import of_event
-
-    return of_event(sigma, rows.frame_event)
-
-
-def _held(rows: Any) -> Tensor:
-    from models.wall import held
-
-    return held(rows)
-
-
-def without_crossing(training: Training) -> None:
-    """The branch across views stays what it is at its start: nothing."""
-    for block in training.model.video.blocks:  # type: ignore[union-attr]
-        for parameter in block.across.out.parameters():  # type: ignore[union-attr]
+def silenced(training: Training, names: Callable[[str], bool]) -> None:
+    """Parameters that are zero and stay zero."""
+    for name, parameter in training.model.named_parameters():
+        if names(name):
+            parameter.data.zero_()
+            training.average[name].zero_()
             parameter.register_hook(torch.zeros_like)
-    out = [b.across.out for b in training.model.video.blocks]  # type: ignore[union-attr]
-    assert not any(bool(layer.weight.any()) for layer in out)  # type: ignore[union-attr]
 
 
-def without_words_at_the_end(training: Training) -> None:
+def without_crossing(training: Training, whole: Run | None) -> None:
+    """The branch across views stays what it is at its start: nothing."""
+    silenced(training, lambda name: ".across.out." in name)
+
+
+def without_words_at_the_end(training: Training, whole: Run | None) -> None:
     """The head that says where events end does not read the words."""
-    out = training.model.action.ends.text.out.weight  # type: ignore[union-attr]
-    out.data.zero_()  # type: ignore[union-attr, operator]
-    out.register_hook(torch.zeros_like)  # type: ignore[union-attr, operator]
+    silenced(training, lambda name: name == "action.ends.text.out.weight")
 
 
-def from_whole(whole: Run) -> Change:
+def without_time_codes(training: Training, whole: Run | None) -> None:
+    """Action tokens and video keys carry no time."""
+    silenced(training, lambda name: "action_code." in name or "video_code." in name)
+
+
+def from_whole(training: Training, whole: Run | None, towers: str = "") -> None:
     """Start from the weights of the whole model's training."""
-    weights = {n: p.detach().clone() for n, p in whole.training.model.named_parameters()}
-
-    def start(training: Training) -> None:
-        for name, parameter in training.model.named_parameters():
-            parameter.data.copy_(weights[name])
-            training.average[name].copy_(weights[name])
-
-    return start
+    assert whole is not None
+    for name, parameter in whole.model.named_parameters():
+        if name.startswith(towers):
+            training.model.get_parameter(name).data.copy_(parameter.detach())
+            training.average[name].copy_(parameter.detach())
 
 
-# part -> (values without it, change of the model without it, its metric)
-PARTS: dict[str, tuple[dict[str, Any], Change, Callable[[Run], float]]] = {
-    "tube masking": (
-        {"tube_probability": 0.0}, None, lambda run: run.losses(tubes=1.0)["behind"],
-    ),
-    "attention across views": (
-        {}, without_crossing, lambda run: run.losses(tubes=1.0)["behind"],
+def video_from_whole(training: Training, whole: Run | None) -> None:
+    """Start from the video tower of the whole model's training, and a new action tower."""
+    from_whole(training, whole, "video.")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How one training differs from the whole: values, its start or its parts, its anchor."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    change: Change = None
+    anchor: int = schedule.ANCHOR_STEP
+
+    @property
+    def key(self) -> str:
+        """Equal arms are trained once."""
+        return f"{sorted(self.values.items())} {self.change} {self.anchor}"
+
+
+WHOLE, TUBES = Arm(), {"tube_probability": 1.0}
+ACTION_STAGE = Arm(FROZEN, from_whole)
+VIDEO_LOSS = {
+    "video loss": lambda run: run.losses()["video"],
+    "action loss": lambda run: run.losses()["action"],
+    "error of generated actions": lambda run: run.acted()["error"],
+}
+ACTED = {
+    "action loss": lambda run: run.losses()["action"],
+    "error of generated actions": lambda run: run.acted()["error"],
+}
+SMOOTH = {
+    "fast part of generated actions' error": lambda run: run.acted()["fast"],
+    "jitter of generated actions": lambda run: run.acted()["jitter"],
+}
+BEHIND = {"what is behind tubes": lambda run: run.behind_tubes()}
+# part -> with it, without it, its metrics
+Part = tuple[Arm, Arm, dict[str, Callable[[Run], float]]]
+PARTS: dict[str, Part] = {
+    "tube masking": (WHOLE, Arm({"tube_probability": 0.0}), BEHIND),
+    "attention across views, tubes in every window": (
+        Arm(TUBES), Arm(TUBES, without_crossing), BEHIND,
     ),
     "caption drop": (
-        {"caption_drop_short": 0.0, "caption_drop_long": 0.0}, None,
-        lambda run: run.losses(words=False)["action"],
+        WHOLE, Arm({"caption_drop_short": 0.0, "caption_drop_long": 0.0}),
+        {"action loss without words": lambda run: run.losses(words=False)["action"]},
     ),
     "captions": (
-        {"caption_drop_short": 1.0, "caption_drop_long": 1.0}, None,
-        lambda run: run.losses(words=run.training.config.caption_drop_long < 1)["action"],
+        WHOLE, Arm({"caption_drop_short": 1.0, "caption_drop_long": 1.0}),
+        {"action loss, told as in training": lambda run: run.losses(
+            words=run.training.config.caption_drop_long < 1)["action"]},
     ),
-    "DCT loss": ({"dct_weight": 0.0}, None, lambda run: run.losses()["dct"]),
-    "video loss": ({"video_weight": 0.0}, None, lambda run: run.losses()["action"]),
-    "v-prediction, x instead": (
-        {"prediction": "x"}, None, lambda run: run.acted()["action_error"],
+    "DCT loss": (WHOLE, Arm({"dct_weight": 0.0}), SMOOTH),
+    "DCT loss of weight 10": (Arm({"dct_weight": 10.0}), Arm({"dct_weight": 0.0}), SMOOTH),
+    "video loss": (WHOLE, Arm({"video_weight": 0.0}), VIDEO_LOSS),
+    "v-prediction, x instead": (WHOLE, Arm({"prediction": "x"}), {
+        "error of generated actions": lambda run: run.acted()["error"],
+    }),
+    "two time codes": (WHOLE, Arm({}, without_time_codes), ACTED),
+    "loss of the seconds left": (WHOLE, Arm({"left_weight": 0.0}), {
+        "error of log seconds left": lambda run: run.ends()["left_error"],
+    }),
+    "loss of the part done": (WHOLE, Arm({"done_weight": 0.0}), {
+        "error of the part done": lambda run: run.ends()["done_error"],
+        "error of log seconds left": lambda run: run.ends()["left_error"],
+    }),
+    "words for the end": (WHOLE, Arm({}, without_words_at_the_end), {
+        "error of log seconds left": lambda run: run.ends()["left_error"],
+    }),
+    "stage action: N_d = 8, 1 instead": (
+        ACTION_STAGE, Arm(FROZEN | {"action_samples": 1}, from_whole), ACTED,
     ),
-    "loss of the part done": ({"done_weight": 0.0}, None, lambda run: run.ends()["left_error"]),
-    "words for the end": ({}, without_words_at_the_end, lambda run: run.ends()["left_error"]),
-}  # fmt: skip
-METRICS = {
-    "tube masking": "video loss behind tubes", "attention across views": "the same",
-    "caption drop": "action loss without words", "captions": "action loss, told as in training",
-    "DCT loss": "DCT of the action's error", "video loss": "action loss",
-    "v-prediction, x instead": "error of generated actions",
-    "loss of the part done": "error of log seconds left",
-    "words for the end": "error of log seconds left",
-    "anchor at 45 of 50, 50 instead": "error of generated actions",
-    "N_d = 8, 1 instead": "the same",
+    "stage action: anchor at 45 of 50, 50 instead": (
+        ACTION_STAGE, Arm(FROZEN, from_whole, schedule.ANCHOR_STEPS), ACTED,
+    ),
+    "stage action, new action tower: a trained video, a random one instead": (
+        Arm(FROZEN, video_from_whole), Arm(FROZEN), ACTED,
+    ),
 }  # fmt: skip
 
 
-def frozen(folder: Path, config: Config, steps: int, whole: Run) -> dict[str, tuple[float, float]]:
-    """Stage action from the whole model, its video frozen: (with, without) of two parts."""
-    start = from_whole(whole)
-    values = {"stage": "action", "coupling": "asymmetric", "action_samples": 8}
-
-    def error(of: dict[str, Any]) -> float:
-        return Run(folder, changed(config, of), steps, start).acted()["action_error"]
-
-    with_both = error(values)
-    found = {"N_d = 8, 1 instead": (with_both, error(values | {"action_samples": 1}))}
-    usual, schedule.ANCHOR_STEP = schedule.ANCHOR_STEP, schedule.ANCHOR_STEPS
+@contextmanager
+def anchored(step: int) -> Iterator[None]:
+    """The anchor at another step of 50."""
+    usual, schedule.ANCHOR_STEP = schedule.ANCHOR_STEP, step
     try:
-        without = error(values)
+        yield
     finally:
         schedule.ANCHOR_STEP = usual
-    return found | {"anchor at 45 of 50, 50 instead": (with_both, without)}
 
 
 def changed(config: Config, of: dict[str, Any]) -> Config:
@@ -238,22 +300,32 @@ def changed(config: Config, of: dict[str, Any]) -> Config:
 
 
 def seed_of(folder: Path, config: Config, steps: int, parts: list[str]) -> dict[str, Any]:
-    """All trainings of one seed: (with, without) of every part, losses, ends."""
-    whole = Run(folder, config, steps, None)
+    """All trainings of one seed: (with, without) of every metric of every part, losses, ends."""
+    whole = Run(folder, config, steps, None, None)
     curve, part = whole.training.curve.numpy(), max(1, steps // 20)
     fall = {
         name: (float(curve[:part, i].mean()), float(curve[-part:, i].mean()))
         for i, name in enumerate(whole.training.columns)
-        if name in whole.training.model.terms
+        if name in whole.model.terms
     }
-    pairs = {}
-    for name in [n for n in PARTS if n in parts]:
-        of, change, metric = PARTS[name]
-        without = metric(Run(folder, changed(config, of), steps, change))
-        pairs[name] = (metric(whole), without)
-        print(f"seed {config.seed}: {name}: {pairs[name]}", file=sys.stderr, flush=True)
-    if "frozen" in parts:
-        pairs |= frozen(folder, config, steps, whole)
+    asked: dict[str, list[tuple[str, Callable[[Run], float]]]] = {}
+    arms: dict[str, Arm] = {}
+    for name in parts:
+        for arm in PARTS[name][:2]:
+            arms[arm.key] = arm
+            asked.setdefault(arm.key, []).extend(PARTS[name][2].items())
+    told: dict[str, Figures] = {}
+    for key, arm in arms.items():
+        with anchored(arm.anchor):
+            of = changed(config, arm.values)
+            run = whole if arm == WHOLE else Run(folder, of, steps, arm.change, whole)
+            told[key] = {metric: ask(run) for metric, ask in asked[key]}
+    pairs = {
+        f"{name} | {metric}": (told[with_.key][metric], told[without.key][metric])
+        for name in parts
+        for with_, without, metrics in [PARTS[name]]
+        for metric in metrics
+    }
     said = {"losses": fall, "ends": whole.ends(), "acted": whole.acted(), "pairs": pairs}
     print(json.dumps({"seed": config.seed} | said), file=sys.stderr, flush=True)
     return said
@@ -279,8 +351,7 @@ def table(found: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
         have, without = (float(np.mean([p[k] for p in pairs])) for k in (0, 1))
         figures[name] = {"with": have, "without": without, "difference": mean, "ci": [low, high]}
         lines.append(
-            f"| {name} | {METRICS[name]} | {have:.4f} | {without:.4f} | {mean:+.4f} | "
-            f"{low:+.4f} to {high:+.4f} |"
+            f"| {name} | {have:.4f} | {without:.4f} | {mean:+.4f} | {low:+.4f} to {high:+.4f} |"
         )
     return "\n".join(lines), figures
 
@@ -292,15 +363,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, help="one seed instead of several")
     parser.add_argument("--data", type=Path, required=True, help="`data` of a run that is finished")
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--latent-px", type=int, default=4, help="side of a latent frame")
-    parser.add_argument("--codec-px", type=int, default=8, help="side of a latent pixel")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--latent-px", type=int, default=8, help="side of a latent frame")
+    parser.add_argument("--codec-px", type=int, default=4, help="side of a latent pixel")
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--parts", nargs="+", default=[*PARTS, "frozen"])
+    parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=[*PARTS])
     given = parser.parse_args()
     values = params.load(ROOT / "params.yaml")["pretraining"]
     values |= {"preset": given.preset, "processes": 1, "batch_size": given.batch_size}
-    values["full"] |= {"codec_px": given.codec_px, "tube_side": 1}
+    values["full"] |= {"codec_px": given.codec_px}
     config = Config.model_validate(values | {"ema": 0.95})
     sized = replace(PRESETS[given.preset], latent_px=(given.latent_px, given.latent_px))
     PRESETS[given.preset] = sized
