@@ -14,7 +14,6 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"  # another number of threads gives other bytes
 
 import importlib
-import importlib.abc
 import inspect
 import json
 import traceback
@@ -38,7 +37,7 @@ STAGES = (
 WITHOUT_PANDAS = ("segmentation", "captioning", "clustering", "sampling")
 
 
-class _Absent(importlib.abc.MetaPathFinder):
+class _Absent:
     """Nothing of pandas is found."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("components", "models")
 FIRST_PARTY = r"(?:" + "|".join(PACKAGES) + r")\b[\w.]*"
 IMPORT = re.compile(
-    rf"^\s*(?:from\s+(?P<of>{FIRST_PARTY})\s+import\s+(?P<names>\([^)]*\)|[^\n]*)"
+    rf"^[ \t]*(?:from\s+(?P<of>{FIRST_PARTY})\s+import\s+(?P<names>\([^)]*\)|[^\n]*)"
     rf"|import\s+(?P<module>{FIRST_PARTY}))",
     re.MULTILINE,
 )
@@ -36,24 +36,27 @@ def files(stage: str) -> list[str]:
     """Python files, relative to the checkout, that `components/<stage>` consists of or imports."""
     left = [p.relative_to(ROOT).as_posix() for p in (ROOT / "components" / stage).rglob("*.py")]
     found: set[str] = set()
+    known: set[str] = set()
     while left:
         path = left.pop()
         if path not in found:
             found.add(path)
-            left += _imported(path)
+            new = set(_imported(path)) - known
+            known |= new
+            left += [file for name in new for file in _files_of(name)]
     return sorted(found)
 
 
 def _imported(path: str) -> Iterator[str]:
-    """First-party files that one file imports, and the `__init__` of the packages on the way."""
+    """Names that one file imports of ours: of modules, and of what may be one."""
     for match in IMPORT.finditer((ROOT / path).read_text()):
         module, names = match["of"] or match["module"], match["names"] or ""
-        yield from _files_of(module)
-        for name in re.findall(r"\w+", names):
-            yield from _files_of(f"{module}.{name}")
+        yield module
+        yield from (f"{module}.{name}" for name in re.findall(r"\w+", names))
 
 
 def _files_of(module: str) -> Iterator[str]:
+    """The files of a module, and the `__init__` of the packages on the way."""
     parts = module.split(".")
     if parts[0] in PACKAGES:
         for count in range(1, len(parts) + 1):

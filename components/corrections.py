@@ -42,7 +42,7 @@ Second = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Correction(BaseModel):
     """Who said it, when, and of which episode."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     author: Line = Field(max_length=200)
     time: AwareDatetime

@@ -18,13 +18,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from av.video.reformatter import VideoReformatter
 
 from components import records
 from components.errors import DataError
@@ -52,6 +50,9 @@ class Clip:
         The nearest frame by presentation time, the earlier of two as near; far from a wanted time
         nothing is decoded. `size` is (height, width). DataError when the file is no readable video.
         """
+        import av
+        from av.video.reformatter import VideoReformatter
+
         wanted = np.asarray(times_s, dtype=np.float64) + self.start_s
         order = np.argsort(wanted, kind="stable")
         try:

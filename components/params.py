@@ -25,7 +25,7 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8 text; {error}. Save it as UTF-8.") from None
     try:
-        values = yaml.safe_load(text)
+        values = yaml.load(text, Loader=yaml.CSafeLoader)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):

@@ -8,7 +8,7 @@ again. A piece has at least one row.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -44,8 +44,7 @@ class RowShards(Shards):
         """Keep finished pieces: all rows of each, beside each other."""
         if table.num_rows:
             self._asked |= set(table[PIECE].unique().to_pylist())
-            days = pa.array(np.full(table.num_rows, _today()))
-            self._write_rows(table.append_column(DAY, days))
+            self._write_rows(table.append_column(DAY, pa.repeat(_today(), table.num_rows)))
         if len(self._row_packs()) > PACKS:
             self._join_rows()
 
@@ -82,10 +81,10 @@ class RowShards(Shards):
                 names = set(table[PIECE].unique().to_pylist()) - seen
                 seen |= names
                 some, _ = _of(table, names)
-                asked = _marked(some, self._asked)
+                asked = marked(some[PIECE], self._asked)
                 days = np.where(asked, _today(), some[DAY].to_numpy())
-                some = some.drop_columns(DAY).append_column(DAY, pa.array(days))
-                found.append(some.filter(pa.array(days >= _today() - UNUSED_DAYS)))
+                some = some.drop_columns(DAY).append_column(DAY, numbers(days))
+                found.append(chosen(some, days >= _today() - UNUSED_DAYS))
             written = self._write_rows(pa.concat_tables(found)) if found else None
             for path in set(packs) - {written}:
                 path.unlink(missing_ok=True)
@@ -107,6 +106,18 @@ def plain(table: pa.Table) -> pa.Table:
     return pa.table(columns, names=table.column_names)
 
 
+def numbers(values: npt.NDArray[np.integer]) -> pa.Array:
+    """As `pa.array`, which would import numpy.ma to look for masks: 10 ms."""
+    values = np.ascontiguousarray(values)
+    kind = pa.from_numpy_dtype(values.dtype)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
+
+
+def chosen(table: pa.Table, mask: npt.NDArray[np.bool_]) -> pa.Table:
+    """Rows where `mask` (N,) is true."""
+    return table.take(numbers(np.flatnonzero(mask)))
+
+
 def values(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
     """Different values of a dictionary column and the place of each row's among them.
 
@@ -118,8 +129,25 @@ def values(column: pa.ChunkedArray) -> tuple[list[str], npt.NDArray[np.int32]]:
     array = array.chunk(0) if isinstance(array, pa.ChunkedArray) else array
     places = array.indices.to_numpy()
     used = np.bincount(places, minlength=len(array.dictionary)) > 0
-    left = array.dictionary.filter(pa.array(used)).to_pylist()
+    left = array.dictionary.take(numbers(np.flatnonzero(used))).to_pylist()
     return left, (np.cumsum(used, dtype=np.int32) - 1)[places].astype(np.int32)
+
+
+def marked(column: pa.ChunkedArray, names: Collection[str]) -> npt.NDArray[np.bool_]:
+    """Of each row of a dictionary column whether its value is one of these."""
+    found, places = values(column)
+    return np.array([name in names for name in found], dtype=bool)[places]
+
+
+def spans(column: pa.ChunkedArray) -> dict[str, tuple[int, int]]:
+    """First row of each value of a dictionary column, and one past its last; they stand together.
+
+    Values are in the order of their rows.
+    """
+    found, places = values(column)
+    first = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
+    stops = [*first[1:], len(places)] if first else []
+    return {found[places[a]]: (a, b) for a, b in zip(first, stops, strict=True)}
 
 
 def counts(column: pa.ChunkedArray) -> Counter[str]:
@@ -132,9 +160,4 @@ def counts(column: pa.ChunkedArray) -> Counter[str]:
 def _of(table: pa.Table, names: set[str]) -> tuple[pa.Table, set[str]]:
     """Rows of the pieces of these names, and those names that were found."""
     there = names & set(values(table[PIECE])[0])
-    return table.filter(pa.array(_marked(table, there))), there
-
-
-def _marked(table: pa.Table, names: set[str]) -> npt.NDArray[np.bool_]:
-    found, places = values(table[PIECE])
-    return np.array([name in names for name in found], dtype=bool)[places]
+    return chosen(table, marked(table[PIECE], there)), there

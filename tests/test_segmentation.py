@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from components import outputs, params, records
 from components.episodes import Episode
 from components.errors import DataError, UserError
+from components.row_shards import spans
 from components.segmentation import evidence, gripper, stage, tables
 from components.segmentation.boundaries import Event, Limits, cut, cut_all
 from components.segmentation.flat import Flat
@@ -327,7 +328,8 @@ def test_columns_hold_the_rows_of_each_episode(several: list[Episode]) -> None:
     wanted = [node for i in ids for node in nodes(*done[i])]
     assert tables.hierarchy(whole).to_pylist() == wanted
     assert {i: tables.made(whole, i) for i in ids} == done
-    bounds = tables.bounds(tables.actions(whole))
+    bounds = spans(tables.actions(whole)["episode_id"])
+    assert list(bounds) == ids
     assert [b - a for a, b in bounds.values()] == [len(done[i].rows) for i in bounds]
     left = tables.without(whole, ids[:1])
     assert set(left["episode_id"].to_pylist()) == set(ids[1:])

@@ -25,7 +25,18 @@ from components.captioning.kinematics import OPPOSITE
 from components.captioning.rows import Asked, Captioned, caption_rows, told
 from components.episodes import Episodes
 from components.events_by_episode import EventsByEpisode
-from components.row_shards import PIECE, RowShards, counts, encoded, plain, values
+from components.row_shards import (
+    PIECE,
+    RowShards,
+    chosen,
+    counts,
+    encoded,
+    marked,
+    numbers,
+    plain,
+    spans,
+    values,
+)
 from components.shards import key
 from components.vlm.asking import Asking, model_of
 from components.vlm.dialogue import Model
@@ -150,7 +161,7 @@ def captioned(
 
 def _names(recordings: Episodes, by_episode: EventsByEpisode, said: Said) -> dict[str, str]:
     """Of each episode the name of its captions in the store: all that they depend on."""
-    texts = by_episode.texts(*records.EVENTS.names)
+    texts = by_episode.texts("event_id", "start_frame", "end_frame", "kind", "evidence")
     tasks, embodiments = recordings.column("task"), recordings.column("embodiment")
     if others := [i for i in texts if i not in tasks]:
         recordings.row(others[0])  # says what is wrong
@@ -180,7 +191,7 @@ def _renamed(made: pa.Table, names: dict[str, str]) -> pa.Table:
     """The same with other names of the pieces."""
     found, places = values(made[PIECE])
     pieces = pa.DictionaryArray.from_arrays(
-        places, pa.array([names[f] for f in found], pa.string())
+        numbers(places), pa.array([names[f] for f in found], pa.string())
     )
     return made.set_column(made.column_names.index(PIECE), PIECE, pieces)
 
@@ -196,7 +207,7 @@ def in_order(made: pa.Table) -> pa.Table:
     event_rank = np.argsort(np.argsort(np.array(events)))
     level_rank = np.array([words.LEVELS.index(level) for level in levels], dtype=np.int64)
     order = np.argsort(event_rank[of_event] * len(words.LEVELS) + level_rank[of_level])
-    table = made.select(records.CAPTIONS.names).take(pa.array(order))
+    table = made.select(records.CAPTIONS.names).take(numbers(order))
     return plain(table).cast(records.CAPTIONS)
 
 
@@ -219,7 +230,7 @@ def people(said: Said, by_episode: EventsByEpisode, made: pa.Table) -> People:
     """What became of what people said."""
     here = {i: each for i, each in said.items() if i in by_episode}
     corrections = sum(map(len, said.values()))
-    theirs = made.filter(pc.equal(made["captioner"].cast(pa.string()), corrected.PERSON))
+    theirs = chosen(made, marked(made["captioner"], [corrected.PERSON]))
     return People(
         corrections=corrections,
         captions=theirs.num_rows,
@@ -231,9 +242,9 @@ def people(said: Said, by_episode: EventsByEpisode, made: pa.Table) -> People:
 
 def summary(made: pa.Table, tasks: dict[str, str], said: People, config: Config) -> Report:
     """Counts for a person; `made` as `captioned` gives it, `tasks` each episode's sentence."""
-    actions = made.filter(pc.equal(made["level"].cast(pa.string()), "action"))
+    actions = chosen(made, marked(made["level"], ["action"]))
     usual = usual_actions(actions, tasks)
-    numbers = counts(made["level"])
+    levels = counts(made["level"])
     fallbacks: Counter[str] = Counter()
     flags: Counter[str] = Counter()
     flagged = 0
@@ -247,7 +258,7 @@ def summary(made: pa.Table, tasks: dict[str, str], said: People, config: Config)
     tokens = [pc.sum(made[name]).as_py() or 0 for name in ("input_tokens", "output_tokens")]
     return Report(
         captions=made.num_rows,
-        levels={level: numbers[level] for level in words.LEVELS},
+        levels={level: levels[level] for level in words.LEVELS},
         captioners=dict(sorted(counts(made["captioner"]).items())),
         flagged=flagged,
         flags=dict(sorted(flags.items())),
@@ -269,12 +280,15 @@ def usual_actions(
 
     `actions` are captions of the action level, an episode's together in time order.
     """
-    by_episode: dict[str, list[str]] = defaultdict(list)
-    columns = (actions[name].to_pylist() for name in (PIECE, "text"))
-    for episode_id, text in zip(*columns, strict=True):
-        by_episode[episode_id].append(text)
-    sequences: dict[str, Counter[tuple[str, ...]]] = defaultdict(Counter)
-    for episode_id, each in sorted(by_episode.items()):
-        sequences[tasks[episode_id]][tuple(each)] += 1
+    texts, of_row = values(actions["text"])
+    sequences: dict[str, Counter[bytes]] = defaultdict(Counter)
+    for episode_id, span in sorted(spans(actions[PIECE]).items()):
+        sequences[tasks[episode_id]][of_row[slice(*span)].tobytes()] += 1
     usual = {task: found.most_common(1)[0] for task, found in sorted(sequences.items())}
-    return {t: (row, round(n / sequences[t].total(), 4)) for t, (row, n) in usual.items()}
+    return {
+        task: (
+            tuple(texts[place] for place in np.frombuffer(row, of_row.dtype)),
+            round(count / sequences[task].total(), 4),
+        )
+        for task, (row, count) in usual.items()
+    }

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, model_validator
 from components import corrections as overlay
 from components import outputs, records
 from components.episodes import Episode, Episodes
-from components.row_shards import PIECE, RowShards, counts, values
+from components.row_shards import PIECE, RowShards, counts, spans, values
 from components.segmentation import tables
 from components.segmentation.agreement import Agreement, agreement
 from components.segmentation.boundaries import BATCH_ROWS, Event, Limits, cut_all
@@ -229,7 +229,7 @@ def summary(tasks: Mapping[str, str], found: pa.Table, people: People) -> Report
     _, kinds = values(events["kind"])
     sequences: dict[str, Counter[bytes]] = defaultdict(Counter)
     numbers: Counter[int] = Counter()
-    bounds = tables.bounds(events)
+    bounds = spans(events["episode_id"])
     for episode_id, task in tasks.items():
         own = kinds[slice(*bounds.get(episode_id, (0, 0)))]
         sequences[task][own.tobytes()] += 1

@@ -12,11 +12,10 @@ from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from components import records
-from components.row_shards import PIECE, encoded, plain, values
+from components.row_shards import PIECE, chosen, encoded, marked, numbers, plain, values
 from components.segmentation.corrected import Row
 from components.segmentation.hierarchy import Node, nodes
 
@@ -61,7 +60,7 @@ def joined(tables: Iterable[pa.Table], ids: list[str]) -> pa.Table:
     found, places = values(whole["episode_id"])
     rank = {episode_id: place for place, episode_id in enumerate(ids)}
     ranks = np.array([rank[episode_id] for episode_id in found], dtype=np.int64)[places]
-    return whole.take(pa.array(np.argsort(ranks, kind="stable")))
+    return whole.take(numbers(np.argsort(ranks, kind="stable")))
 
 
 def events(whole: pa.Table) -> pa.Table:
@@ -83,17 +82,12 @@ def actions(whole: pa.Table) -> pa.Table:
 
 def only(whole: pa.Table, ids: Collection[str]) -> pa.Table:
     """Rows of these episodes."""
-    return whole.filter(pa.array(_of(whole, ids)))
+    return chosen(whole, marked(whole["episode_id"], ids))
 
 
 def without(whole: pa.Table, ids: Collection[str]) -> pa.Table:
     """Rows of the other episodes."""
-    return whole.filter(pa.array(~_of(whole, ids)))
-
-
-def _of(whole: pa.Table, ids: Collection[str]) -> npt.NDArray[np.bool_]:
-    found, places = values(whole["episode_id"])
-    return np.array([episode_id in ids for episode_id in found], dtype=bool)[places]
+    return chosen(whole, ~marked(whole["episode_id"], ids))
 
 
 def made(whole: pa.Table, episode_id: str) -> Made:
@@ -110,13 +104,3 @@ def made(whole: pa.Table, episode_id: str) -> Made:
         [row["start_frame"] for row in inner],
         [row["start_s"] for row in inner],
     )
-
-
-def bounds(rows: pa.Table) -> dict[str, tuple[int, int]]:
-    """Where each episode's rows begin and end; they stand together."""
-    found, places = values(rows["episode_id"])
-    first = np.flatnonzero(np.diff(places, prepend=-1)).tolist()
-    return {
-        found[places[start]]: (start, stop)
-        for start, stop in zip(first, [*first[1:], len(places)], strict=True)
-    }
