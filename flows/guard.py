@@ -4,8 +4,10 @@ Run by path: `python -I guard.py LIFE_FD GRACE_S ORPHAN_GRACE_S WHO COMMAND...`;
 only, so that it starts at once and belongs to no worktree. `LIFE_FD` is the reading end of a pipe
 whose other end the caller holds: its end of file means that the caller is gone, however it died.
 
-- SIGTERM or SIGINT: SIGTERM goes to `WHO`; after `GRACE_S` seconds what is left is killed. WHO is
-  `work`, what the command started (`dvc repro` itself would abandon its stage), or `both`.
+- SIGTERM or SIGINT: SIGTERM goes to what the command started, else to itself; after `GRACE_S`
+  seconds what is left is killed. WHO is `work` for a command that ends with its work (`dvc repro`
+  would abandon its stage), or `both` for one that does not: it is told when its work has ended
+  (Prefect's runner, when told, kills its flows after half a minute, saved or not).
 - The caller is gone: the same, with `ORPHAN_GRACE_S`.
 - The command has ended: what it left behind (torchrun's workers have their own sessions) is ended.
 
@@ -28,6 +30,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 LEFTOVER_GRACE_S = 5.0
+POLL_S = 0.1  # while stopping
 SHELLS = ("sh", "bash", "dash", "zsh", "fish")
 
 
@@ -40,15 +43,16 @@ def main(life: int, grace_s: float, orphan_grace_s: float, who: str, command: li
     code, deadline, asked = None, float("inf"), set[int]()
     watched = [life, wake]
     while code is None and time.monotonic() < deadline:
-        left_s = None if deadline == float("inf") else max(0.0, deadline - time.monotonic())
-        ready, _, _ = select.select(watched, [], [], left_s)
+        stopping = deadline < float("inf")
+        ready, _, _ = select.select(watched, [], [], POLL_S if stopping else None)
         heard = os.read(wake, 64) if wake in ready else b""
         gone = life in ready
         if gone:
             watched.remove(life)  # its end of file would be ready for ever
-        if gone or signal.SIGTERM in heard or signal.SIGINT in heard:
-            asked |= _stop(child.pid, who, asked)
+        if told_to := gone or signal.SIGTERM in heard or signal.SIGINT in heard:
             deadline = min(deadline, time.monotonic() + (orphan_grace_s if gone else grace_s))
+        if told_to or (stopping and who == "both"):
+            asked |= _stop(child.pid, asked)
         code = _reap(child.pid)
     stopping = deadline < float("inf")
     _end_leftovers(asked, deadline if stopping else time.monotonic() + LEFTOVER_GRACE_S)
@@ -92,8 +96,8 @@ def _reap(child: int) -> int | None:
             code = ended if ended >= 0 else 128 - ended
 
 
-def _stop(command: int, who: str, asked: set[int]) -> set[int]:
-    """SIGTERM to what the command started, looking through shells, and to itself if `both`."""
+def _stop(command: int, asked: set[int]) -> set[int]:
+    """SIGTERM to what the command started, looking through shells, or to itself; not twice."""
     tree = _children()
     work = tree.get(command, [])
     while work and all(_name(pid) in SHELLS for pid in work):
@@ -101,7 +105,7 @@ def _stop(command: int, who: str, asked: set[int]) -> set[int]:
         if not below:
             break
         work = below
-    told = {*work, command} if who == "both" or not work else {*work}
+    told = set(work) or {command}
     for pid in told - asked:
         send(pid, signal.SIGTERM)
     return told

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from components.errors import DataError, StoppedError, TemporaryError, UserError, WamflowError
-from flows import locks, snapshot, supervisor, values, workspace
+from flows import locks, server, snapshot, supervisor, values, workspace
 from flows.failures import CrashError
 from flows.workspace import Run
 from tests.conftest import ROOT
@@ -234,3 +234,35 @@ def test_a_stopped_stage_says_that_it_was_interrupted(run: Run) -> None:
 
     with pytest.raises(StoppedError, match="saved"):
         supervisor.reproduce("pretraining", run, log=stop)
+
+
+RUNNER = """
+import signal, subprocess, sys, time
+work = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+def told(*_):
+    print("runner told", work.poll() is not None, flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, told)
+while True:
+    work.poll()
+    time.sleep(0.05)
+"""
+WORK = """
+import signal, sys, time
+def told(*_):
+    time.sleep(1)
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, told)
+print("at work", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_runner_is_told_when_its_work_has_saved(tmp_path: Path) -> None:
+    """Told before, Prefect's kills flows that take longer than half a minute to save."""
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", RUNNER, WORK]
+    with server.guarded(command, dict(os.environ), log, 30.0):
+        until(lambda: "at work" in log.read_text())
+    assert log.read_text().splitlines() == ["at work", "saved", "runner told True"]
