@@ -50,7 +50,25 @@ EVENTS = pa.schema(
         "kind": pa.string(),  # motion, grasp, release or idle
         "score": pa.float64(),  # of the boundary at its start, 0 to 1
         "evidence": pa.string(),  # JSON: which signals voted for the boundary at its start; person:
-        # author and time of who set this event, or only the boundary at its start
+        # author and time of who set this event, or only the boundary at its start; vlm: a model
+        # sees a change there, too, or alone (score 0), as refinement.parquet says
+    }
+)
+REFINEMENT = pa.schema(  # where a vision-language model looked at episodes; else there is no such
+    {
+        "episode_id": pa.string(),
+        "refiner": pa.string(),  # transformers or openai
+        "model_digest": pa.string(),
+        "prompt_digest": pa.string(),
+        "decoding": pa.string(),  # JSON: parameters of the model's decoding
+        "description": pa.string(),  # what the model says that happens
+        "reply": pa.string(),  # then, with the times of changes, as it came
+        # JSON: for each time says_s, what changes, what became of it (did: confirmed, moved, added
+        # or left out, and why), at_s: the boundary's own time
+        "changes": pa.string(),
+        "problem": pa.string(),  # why nothing of it could be used; empty otherwise
+        "input_tokens": pa.int64(),
+        "output_tokens": pa.int64(),
     }
 )
 HIERARCHY = pa.schema(

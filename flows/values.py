@@ -12,7 +12,7 @@ import copy
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from pydantic import BaseModel, create_model
 from components import params
 from components.errors import UserError
 
-Changes = dict[str, dict[str, Any]]  # section -> name -> value
+Changes = dict[str, dict[str, Any]]  # section -> name -> value; a nested one's is `outer.inner`
 
 
 def form(project: Path) -> dict[str, BaseModel | dict[str, Any]]:
@@ -95,7 +95,9 @@ def chosen(form: Mapping[str, Any], changes: Changes) -> dict[str, Any]:
         raise UserError(f"{len(wrong)} unknown value(s):\n" + "\n".join(wrong))
     filled: dict[str, Any] = {}
     for name, section in form.items():
-        values = plain(section) | changes.get(name, {})
+        values = copy.deepcopy(plain(section))
+        for path, value in changes.get(name, {}).items():
+            _put(values, path, value)
         known = isinstance(section, BaseModel)
         filled[name] = params.section({name: values}, name, type(section)) if known else values
     return filled
@@ -133,7 +135,7 @@ def apply(path: Path, changes: Changes) -> None:
         raise UserError(f"{path}: {len(wrong)} unknown value(s):\n" + "\n".join(wrong))
     for section, values in changes.items():
         for name, value in values.items():
-            document[section][name] = value
+            _put(document[section], name, value)
     with path.open("w") as file:
         yaml.dump(document, file)
 
@@ -145,13 +147,29 @@ def unknown(known: Mapping[str, Any], changes: Changes) -> list[str]:
         if section not in known:
             lines.append(_unknown(section, known))
             continue
-        names = plain(known[section])
+        names = list(_names(plain(known[section])))
         lines += [
             _unknown(f"{section}.{n}", [f"{section}.{k}" for k in names])
             for n in values
             if n not in names
         ]
     return lines
+
+
+def _put(values: Any, path: str, value: Any) -> None:
+    """Set one value of a section in place."""
+    *outer, name = path.split(".")
+    for step in outer:
+        values = values[step]
+    values[name] = value
+
+
+def _names(values: Mapping[str, Any]) -> Iterator[str]:
+    """All names of a section, those in mappings as `outer.inner`."""
+    for name, value in values.items():
+        yield name
+        if isinstance(value, Mapping):
+            yield from (f"{name}.{inner}" for inner in _names(value))
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

@@ -48,13 +48,19 @@ def ingestion(values: dict[str, Any], _sources: Path, episodes: Path, quarantine
 
 def segmentation(_values: dict[str, Any], episodes: Path, _corrections: Path, events: Path) -> None:
     rows: Rows = []
+    looks: Rows = []
     for row in read(episodes / "manifest.parquet", records.MANIFEST):
         episode = row["episode_id"]
+        change = {"says_s": 1.1, "what": "it turns", "did": "confirmed", "at_s": 1.0, "why": ""}
+        said = {"model_digest": "m" * 64, "prompt_digest": "p" * 64, "decoding": '{"seed": 7}'}
+        about = {"refiner": "openai", "reply": '{"changes": []}', "changes": json.dumps([change])}
+        looks.append({"episode_id": episode, "problem": "", **said, **about})
         for k in range(pick(2, 5, episode)):
             times = {"start_s": k, "end_s": k + 1, "start_frame": k, "end_frame": k + 1}
             name = {"event_id": records.event_id(episode, k, k + 1), "episode_id": episode}
             rows.append({**name, **times, "kind": "motion", "score": 0.5, "evidence": "{}"})
     records.write(events / "events.parquet", rows, records.EVENTS, "event_id")
+    records.write(events / "refinement.parquet", looks, records.REFINEMENT, "episode_id")
 
 
 def captioning(

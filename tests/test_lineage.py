@@ -547,6 +547,24 @@ def test_an_event_is_printed_for_people_and_programs(
     assert document["captions"][0]["checks"] == {}
 
 
+def test_a_refined_boundary_shows_who_said_what(
+    past: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    events = pd.read_parquet(past.parent / "third" / "data/events/events.parquet")
+    looks = pd.read_parquet(past.parent / "third" / "data/events/refinement.parquet")
+    for start_s in (0.0, 1.0):
+        event = events[events["start_s"] == start_s].iloc[0]
+        found = event_lineage.show(past, event["event_id"])
+        (row,) = looks[looks["episode_id"] == event["episode_id"]].to_dict("records")
+        assert found.refinement["reply"] == row["reply"]
+        lineage_tree.show(lineage_tree.render_event(found))
+        said = capsys.readouterr().out
+        assert "by openai, model mmmmmmmmmmmm, prompt pppppppppppp, seed 7" in said
+        assert 'it answered: {"changes": []}' in said
+        confirmed = "confirmed at 1.000 s: it says 1.100 s, it turns" in said
+        assert (confirmed, "it sees no change at the start" in said) == (start_s == 1, start_s == 0)
+
+
 def test_people_and_models_are_named_in_what_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     person = {"author": "ann", "time": "2026-11-22T10:00:00+00:00", "did": "move", "of": "event"}
     event = {

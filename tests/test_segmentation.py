@@ -22,7 +22,7 @@ from components.episodes import Episode
 from components.errors import DataError, UserError
 from components.row_shards import spans
 from components.segmentation import evidence, gripper, stage, tables
-from components.segmentation.boundaries import Event, Limits, cut, cut_all
+from components.segmentation.boundaries import Event, cut, cut_all
 from components.segmentation.flat import Flat
 from components.segmentation.gripper import Transition
 from components.segmentation.hierarchy import nodes
@@ -32,7 +32,7 @@ from tests import made_episodes as made
 VALUES = params.load(Path(__file__).parents[1] / "params.yaml")
 CONFIG = params.section(VALUES, "segmentation", stage.Config)
 LEVELS = ("task", "subtask", "action", "segment")
-LIMITS = Limits(**CONFIG.model_dump())
+LIMITS = stage.limits(CONFIG)
 
 
 def transitions(episode: Episode) -> list[Transition]:

@@ -54,6 +54,24 @@ def test_assignments_are_yaml() -> None:
     }
 
 
+def test_a_nested_value_is_set_alone(tmp_path: Path) -> None:
+    nested = {"own": {"x": {"y": 1, "z": [2]}}}
+    changes = values.parse(["own.x.y=3"])
+    assert values.chosen(nested, changes) == {"own": {"x": {"y": 3, "z": [2]}}}
+    assert nested == {"own": {"x": {"y": 1, "z": [2]}}}, "the form itself stays"
+    path = tmp_path / "params.yaml"
+    path.write_text("own:\n  x:  # so\n    y: 1\n    z: [2]\n")
+    values.apply(path, changes)
+    assert path.read_text() == "own:\n  x:  # so\n    y: 3\n    z: [2]\n"
+    with pytest.raises(UserError, match=r"did you mean own\.x\.y\?"):
+        values.apply(path, {"own": {"x.yy": 1}})
+    form = values.form(ROOT)
+    refined = values.chosen(form, {"segmentation": {"refinement.pictures": 12}})["segmentation"]
+    assert refined.refinement.pictures == 12
+    with pytest.raises(UserError, match=r"segmentation\.refinement\.pictures.*got 1"):
+        values.chosen(form, {"segmentation": {"refinement.pictures": 1}})
+
+
 @pytest.mark.parametrize("given", ["sampling", "sampling=1", "=1", ".x=1", "a.=1", "a.b=[1"])
 def test_assignments_of_another_form_are_refused(given: str) -> None:
     with pytest.raises(UserError, match="--set"):

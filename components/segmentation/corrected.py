@@ -146,7 +146,7 @@ class Overlay:
             "end_s": end_s,
             "start_frame": start,
             "end_frame": end,
-            "kind": piece.kind if piece else _rest_of(most, start),
+            "kind": piece.kind if piece else rest_of(most, start),
             "score": begins["score"] if begins and not piece else 1.0,
             "evidence": json.dumps(evidence, sort_keys=True),
         }
@@ -173,7 +173,7 @@ def shared(row: Row, start: int, end: int) -> int:
     return int(min(row["end_frame"], end) - max(row["start_frame"], start))
 
 
-def _rest_of(row: Row, start: int) -> str:
+def rest_of(row: Row, start: int) -> str:
     """What is left of a row that began before `start`: the gripper's work was at its beginning."""
     began = row["start_frame"] < start and row["kind"] in ("grasp", "release")
     return "motion" if began else str(row["kind"])

@@ -2,7 +2,7 @@
 
 Boundaries come from all signals there are (`boundaries.py`), relative to each episode's own range,
 speed and noise. Every boundary carries its evidence. Only episodes that are new are cut
-(`components/shards.py`).
+(`components/shards.py`). A vision-language model can look them over (`looks.py`).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,7 +27,12 @@ from components.segmentation.agreement import Agreement, agreement
 from components.segmentation.boundaries import BATCH_ROWS, Event, Limits, cut_all
 from components.segmentation.corrected import TOLERANCE_S, Overlay, Row
 from components.segmentation.evidence import WEIGHTS
+from components.segmentation.refinement import Config as Refinement
+from components.segmentation.refinement import Report as Refined
 from components.shards import key
+
+if TYPE_CHECKING:
+    from components.segmentation.looks import Looks
 
 Said = Mapping[str, list[overlay.EventCorrection]]  # by episode
 
@@ -54,6 +59,9 @@ class Config(BaseModel, frozen=True, extra="forbid"):
         description="The least chance of a change of behaviour that is worth a cut.",
     )
     video: bool = Field(description="Whether the pictures are looked at, too.")
+    refinement: Refinement = Field(
+        description="A vision-language model that looks over the cuts, if any."
+    )
 
     @model_validator(mode="after")
     def _bounds_meet(self) -> Config:
@@ -87,6 +95,7 @@ class Report(BaseModel):
     median_event_s: float
     same_kinds: dict[str, float]  # task -> share of episodes with its most common row of kinds
     people: People
+    refinement: Refined | None  # what a vision-language model said, where one was asked
 
 
 def run(episodes: Path, corrections: Path, events: Path, *, config: Config) -> Report:
@@ -94,13 +103,18 @@ def run(episodes: Path, corrections: Path, events: Path, *, config: Config) -> R
 
     What people said (`corrections`, a file of `EventCorrection`) stands over the machine's cut.
     Rows are sorted by episode and time. `hierarchy.parquet` (`records.HIERARCHY`) says what each is
-    part of, and its finer parts. DataError when an episode cannot be read, UserError for a
-    malformed correction.
+    part of, and its finer parts. `refinement.parquet` (`records.REFINEMENT`), where a model was
+    asked, says what it said. DataError when an episode cannot be read, UserError for a malformed
+    correction or a model that cannot be used, TemporaryError when its endpoint does not answer.
     """
     said = overlay.read(corrections, overlay.EventCorrection)
     recordings = Episodes(episodes)
     ids = sorted(recordings.ids)
+    looks = looks_of(config)
     found = tables.joined(machine(recordings, config), ids)
+    if looks:
+        seen = looks.over(recordings, tables.every(found), config.min_event_s, config.max_event_s)
+        found = tables.joined([tables.without(found, seen), tables.table(seen.items())], ids)
     known = said.keys() & set(ids)
     agreed = Agreement()
     if known:
@@ -110,12 +124,24 @@ def run(episodes: Path, corrections: Path, events: Path, *, config: Config) -> R
     with outputs.whole_folder(events) as out:
         outputs.write_table(out / "events.parquet", cut)
         outputs.write_table(out / "hierarchy.parquet", tables.hierarchy(found))
-    return summary(recordings.column("task"), found, people_of(said, set(ids), agreed))
+        if looks:
+            outputs.write_table(out / "refinement.parquet", looks.table())
+    people = people_of(said, set(ids), agreed)
+    return summary(recordings.column("task"), found, people, looks.report() if looks else None)
+
+
+def looks_of(config: Config) -> Looks | None:
+    """The model that looks over the cuts, if any. UserError when it cannot be used."""
+    if config.refinement.refiner == "none":
+        return None
+    from components.segmentation.looks import Looks
+
+    return Looks(config.refinement)
 
 
 def machine(recordings: Episodes, config: Config) -> Iterator[pa.Table]:
     """The machine's cut of all episodes (`tables.NODES`); what was cut before is in the store."""
-    settings = config.model_dump() | {"weights": outputs.sha256(WEIGHTS)}
+    settings = config.model_dump(exclude={"refinement"}) | {"weights": outputs.sha256(WEIGHTS)}
     kept = RowShards("segmentation", settings)
     embodiments = recordings.column("embodiment")
     signals = {name: key(columns(recordings, name)) for name in set(embodiments.values())}
@@ -183,7 +209,7 @@ def portions(recordings: Episodes, ids: list[str]) -> Iterator[list[str]]:
 
 def limits(config: Config) -> Limits:
     """The section's values as the algorithm takes them."""
-    return Limits(**config.model_dump())
+    return Limits(**config.model_dump(exclude={"refinement"}))
 
 
 def people_of(said: Said, known: set[str], agreed: Agreement) -> People:
@@ -223,7 +249,9 @@ def event_rows(episode: Episode, events: list[Event]) -> list[Row]:
     return rows
 
 
-def summary(tasks: Mapping[str, str], found: pa.Table, people: People) -> Report:
+def summary(
+    tasks: Mapping[str, str], found: pa.Table, people: People, refined: Refined | None = None
+) -> Report:
     """Counts for a person; `tasks` has every episode's task, `found` is `tables.joined`."""
     events = tables.actions(found)
     _, kinds = values(events["kind"])
@@ -250,4 +278,5 @@ def summary(tasks: Mapping[str, str], found: pa.Table, people: People) -> Report
             for task, found in sorted(sequences.items())
         },
         people=people,
+        refinement=refined,
     )

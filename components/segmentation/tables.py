@@ -90,17 +90,21 @@ def without(whole: pa.Table, ids: Collection[str]) -> pa.Table:
     return chosen(whole, ~marked(whole["episode_id"], ids))
 
 
+def every(whole: pa.Table) -> dict[str, Made]:
+    """The rows of each episode again."""
+    found: dict[str, Made] = {}
+    starts = set()
+    for row in events(whole).to_pylist():
+        found.setdefault(row["episode_id"], Made([], [], [])).rows.append(row)
+        starts.add((row["episode_id"], row["start_frame"]))
+    for row in whole.select(["episode_id", "level", "start_frame", "start_s"]).to_pylist():
+        place = row["episode_id"], row["start_frame"]
+        if row["level"] == "segment" and place not in starts:
+            found[row["episode_id"]].finer.append(row["start_frame"])
+            found[row["episode_id"]].finer_s.append(row["start_s"])
+    return found
+
+
 def made(whole: pa.Table, episode_id: str) -> Made:
     """One episode's rows again."""
-    own = only(whole, [episode_id])
-    starts = set(actions(own)["start_frame"].to_pylist())
-    inner = [
-        row
-        for row in own.select(["level", "start_frame", "start_s"]).to_pylist()
-        if row["level"] == "segment" and row["start_frame"] not in starts
-    ]
-    return Made(
-        events(own).to_pylist(),
-        [row["start_frame"] for row in inner],
-        [row["start_s"] for row in inner],
-    )
+    return every(only(whole, [episode_id]))[episode_id]

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from components.vlm.dialogue import Model
+if TYPE_CHECKING:
+    from components.vlm.dialogue import Model
 
 KEY = "WAMFLOW_{}_KEY"  # environment variable that holds an endpoint's key, by what it is asked for
 
 
-class Asking(BaseModel, frozen=True, extra="forbid"):
+class Asking(BaseModel, frozen=True, extra="forbid", defer_build=True):
     """Which model is asked, with what, and how patiently."""
 
     model: str = Field(description="Absolute folder of weights, or the endpoint's model name.")
@@ -58,6 +58,8 @@ class Asking(BaseModel, frozen=True, extra="forbid"):
                 "run works in a folder of its own"
             )
         if kind == "openai":
+            from urllib.parse import urlsplit
+
             address = urlsplit(self.base_url)
             if address.scheme not in ("http", "https") or not address.hostname:
                 raise ValueError(f"base_url: expected http(s)://HOST/..., got {self.base_url!r}")

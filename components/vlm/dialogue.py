@@ -82,11 +82,12 @@ Read = Callable[[str], tuple[T | None, str]]  # a reply -> what it says, or what
 class Answer(Generic[T]):
     """What was said; None where no reply was usable, and `problem` says why.
 
-    Tokens are those of all tries.
+    `reply` is the last one as it came; tokens are those of all tries.
     """
 
     said: T | None
     problem: str = ""
+    reply: str = ""
     input_tokens: int = 0
     output_tokens: int = 0
 
@@ -114,6 +115,7 @@ def ask(
             answers[i] = Answer(
                 said,
                 problem,
+                reply.text[:LONGEST_REPLY],
                 answers[i].input_tokens + reply.input_tokens,
                 answers[i].output_tokens + reply.output_tokens,
             )

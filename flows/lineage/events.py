@@ -25,12 +25,14 @@ if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
 EVENTS = "data/events/events.parquet"
+REFINEMENT = "data/events/refinement.parquet"  # only where a vision-language model was asked
 CAPTIONS = "data/captions/captions.parquet"
 CLUSTERS = "data/clusters/clusters.parquet"
 NAMES = "data/clusters/names.json"
 TABLES = {
     "manifest": "data/episodes/manifest.parquet",
     "events": EVENTS,
+    "refinement": REFINEMENT,
     "captions": CAPTIONS,
     "clusters": CLUSTERS,
     "plan": chain.PLAN,
@@ -62,6 +64,7 @@ class EventTrace:
     plan: Row
     models: list[Row]  # registered versions whose plan has it, with planned and real draws
     findings: Findings = field(default_factory=Findings)
+    refinement: Row = field(default_factory=dict)  # what a vision-language model said of it, if any
 
 
 def show(repo: Path, query: str, revision: str = "", name: str = "") -> EventTrace:
@@ -92,6 +95,7 @@ def show(repo: Path, query: str, revision: str = "", name: str = "") -> EventTra
         plan=_one(tables, "plan", about),
         models=_models(repo, event["event_id"]),
         findings=tracing.findings(list(chain.links(run, cache))),
+        refinement=_refinement(tables, event),
     )
 
 
@@ -222,10 +226,20 @@ def _clusters(run: PastRun, cache: Cache, tables: DuckDBPyConnection, about: Row
     return found
 
 
-def _one(tables: DuckDBPyConnection, view: str, about: Row) -> Row:
-    """The event's row of a table; empty where there is none."""
+def _refinement(tables: DuckDBPyConnection, event: Row) -> Row:
+    """What a model said of the event's episode; `changes` only of the boundary at its start."""
+    found = _one(tables, "refinement", {"id": event["episode_id"]}, "episode_id")
+    if found:
+        found["decoding"] = json.loads(found["decoding"])
+        changes = json.loads(found["changes"])
+        found["changes"] = [c for c in changes if c["at_s"] == event["start_s"]]
+    return found
+
+
+def _one(tables: DuckDBPyConnection, view: str, about: Row, column: str = "event_id") -> Row:
+    """The event's (or episode's) row of a table; empty where there is none."""
     views = [name for (name,) in tables.sql("SELECT view_name FROM duckdb_views()").fetchall()]
     if view not in views:
         return {}
-    rows = draws.rows(tables, f"SELECT * FROM {view} WHERE event_id = $id", about)  # noqa: S608
+    rows = draws.rows(tables, f"SELECT * FROM {view} WHERE {column} = $id", about)  # noqa: S608
     return rows[0] if rows else {}

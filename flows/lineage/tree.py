@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 SHOWN = 5
+ANSWER = 400  # characters of a model's raw reply
 
 
 def render_model(trace: ModelTrace, everything: bool = False) -> Tree:
@@ -79,6 +80,7 @@ def render_event(trace: EventTrace) -> Tree:
     of = f"episode {event['episode_id']}  {recording.get('task', '')}"
     node.add(_text(f"{of}  ({recording.get('embodiment', 'unknown robot')})"))
     _add_boundaries(tree, event)
+    _add_refinement(tree, trace.refinement)
     _add_captions(tree, trace.captions)
     node = tree.add("made by")
     for stage in trace.stages:
@@ -111,6 +113,24 @@ def _add_boundaries(tree: Tree, event: Row) -> None:
     told = ", ".join(f"{signal} {vote}" for signal, vote in votes.items())
     score = f"score {event['score']:.2f}"
     node.add(_text(f"boundary at the start: {score}; {told or 'the start of the recording'}"))
+
+
+def _add_refinement(tree: Tree, refinement: Row) -> None:
+    """What a vision-language model said of the boundary at the start."""
+    if not refinement:
+        return
+    node = tree.add(_text("looked at by a vision-language model"))
+    for change in refinement["changes"]:
+        told = f"{change['did']} at {change['at_s']:.3f} s: it says {change['says_s']:.3f} s"
+        node.add(_text(f"{told}, {change['what']}"))
+    if not refinement["changes"]:
+        node.add(_text(refinement["problem"] or "it sees no change at the start"))
+    by = [f"by {refinement['refiner']}"]
+    by += [f"{what} {refinement[f'{what}_digest'][:12]}" for what in ("model", "prompt")]
+    by += [f"{name} {value}" for name, value in refinement["decoding"].items()]
+    node.add(_text(", ".join(by)))
+    if refinement["reply"]:
+        node.add(_text(f"it answered: {' '.join(refinement['reply'].split())[:ANSWER]}"))
 
 
 def _add_captions(tree: Tree, captions: list[Row]) -> None:
