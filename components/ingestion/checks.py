@@ -51,7 +51,7 @@ class Verdict:
     warnings: dict[str, str] = field(default_factory=dict)
 
 
-class ExpectFactToBeBetween(gx.expectations.ExpectColumnValuesToBeBetween):
+class ExpectFactToBeBetween(gx.expectations.ExpectColumnValuesToBeBetween):  # type: ignore[misc]
     """GX's own, whose configuration is built once and not 80 times: half of a validation's cost."""
 
     _built: Any = PrivateAttr(None)
