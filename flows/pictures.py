@@ -89,10 +89,13 @@ def _pretraining(worktree: Path, png: Path) -> None:
 
 
 def _evaluation(worktree: Path, png: Path) -> None:
-    """Success rates; below them some trials of the model, where this run collected them."""
+    """Success rates; below them, where this run collected trials, what the model expected to see of
+    held-out events beside what happened, and some of its trials.
+    """
     from PIL import Image
 
     sheets = [worktree / "data/evaluation/results.png"]
+    sheets += sorted((worktree / "report/trials").glob("expected.png"))
     sheets += sorted((worktree / "report/trials/pictures").glob("*.png"))[:SHOWN_TRIALS]
     pictures = [Image.open(sheet).convert("RGB") for sheet in sheets]
     width = max(picture.width for picture in pictures)

@@ -21,6 +21,8 @@ from models.wall_shape import WallShape
 from models.wan import unfold
 from models.windows import PATCH, Window
 
+PAIRS = 4  # of noises and their opposites, for what the model expects
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -38,17 +40,20 @@ class Plan:
     steps: Tensor  # (B,) int64, control steps until execution ends
     left_s: Tensor  # (B,) seconds that the event still lasts
     done: Tensor  # (B,) how far through the event the anchor is; over if less than a step is left
-    video: Tensor | None  # (B, V, C, F, H, W) what the model expects to see; None if frozen
+    video: Tensor | None  # (B, V, C, F, H, W) what was generated with the actions; None if frozen
+    expected: Tensor | None  # the same shape: the mean of what the model expects, if asked for
+    frame_s: Tensor  # (B, F) when, seconds after the anchor
 
 
 @torch.no_grad()
 def plan(
     model: WallModel, windows: Sequence[Window], *, denoise_steps: int, random: torch.Generator,
-    chunk: Chunk | None = None,
+    chunk: Chunk | None = None, show: bool = False,
 ) -> Plan:  # fmt: skip
     """Generate actions for windows that hold clean frames only; without `chunk`, whole events.
 
-    ValueError for a window that does not fit the model.
+    `show` asks for what the model expects to see, too, of which actions need nothing. ValueError
+    for a window that does not fit the model.
     """
     shape = model.shape
     left, done = model.ends(collate(windows, shape.limits))
@@ -57,9 +62,27 @@ def plan(
     ahead = [_extended(w, s, shape.latent_hz) for w, s in zip(windows, spans, strict=True)]
     rows = collate(ahead, shape.limits)
     actions, video = denoised(model, rows, denoise_steps, random)
+    expected = imagined(model, rows, random) if show else None
     steps = torch.tensor([s.steps for s in spans], device=actions.device)
     ends = left[:, 0].exp(), done[:, 0].sigmoid()
-    return Plan(actions * rows.action_mask, steps, *ends, video)
+    return Plan(actions * rows.action_mask, steps, *ends, video, expected, rows.frame_s)
+
+
+@torch.no_grad()
+def imagined(model: WallModel, rows: Rows, random: torch.Generator) -> Tensor:
+    """The mean (B, V, C, F, H, W) of what the model expects to see.
+
+    At pure noise the velocity is the noise less the latents, so minus its mean over noises and
+    their opposites is the expected future, and what of the noise a narrow tower does not carry
+    through (which a sampler leaves in the picture) goes with it. A mean of many futures is blurred.
+    """
+    sigma, total = (~rows.clean).float(), torch.zeros_like(rows.latents)
+    for _ in range(PAIRS):
+        noise = torch.randn(rows.latents.shape, generator=random).to(rows.latents)
+        for drawn in (noise, -noise):
+            velocity, _ = model.video(noised(rows.latents, drawn, sigma), sigma, rows)
+            total -= unfold(velocity, rows.latents.shape[-2] // PATCH) / (2 * PAIRS)
+    return torch.where(rows.clean[:, None, None, :, None, None], rows.latents, total)
 
 
 def _span(window: Window, left_s: float, shape: WallShape) -> Chunk:

@@ -24,6 +24,16 @@ def patches(pictures: Tensor, size: int) -> Tensor:
     return flat
 
 
+def pictures(patched: Tensor, size: int) -> Tensor:
+    """The inverse of `patches` for square pictures: (..., P, 3 * size * size) -> (..., 3, H, H)."""
+    side = round(patched.shape[-2] ** 0.5)
+    grid = patched.unflatten(-1, (3, size, size)).unflatten(-4, (side, side))  # ..., h, w, 3, s, s
+    whole: Tensor = (
+        grid.movedim((-5, -4, -3, -2, -1), (-4, -2, -5, -3, -1)).flatten(-2).flatten(-3, -2)
+    )
+    return whole
+
+
 class VideoBlock(nn.Module):
     """Within-view attention, cross-view attention, feed-forward; each gated by AdaLN."""
 

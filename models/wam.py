@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from models.action import ActionTower
 from models.batch import Batch
 from models.flow_matching import add_noise, euler, masked_mean, velocity
-from models.video import VideoTower, patches
+from models.video import VideoTower, patches, pictures
 
 VIDEO_WEIGHT = 0.1  # a small model spends itself on acting; the video still shapes its features
 LEFT_WEIGHT = 0.1
@@ -155,6 +155,28 @@ class WorldActionModel(nn.Module):
             denoise_steps,
         )
         return actions * inside[:, :, None], length
+
+    @torch.no_grad()
+    def imagine(self, batch: Batch, *, pairs: int, random: torch.Generator) -> Tensor:
+        """The mean of what it expects to see: (B, V, F, 3, L, L) in -1..1, over the event's rest.
+
+        At pure noise the velocity is the noise less the picture, so the mean of minus the velocity
+        over noises and their opposites is the expected picture; whatever of the noise a narrow
+        tower does not carry through goes with it, which a sampler would leave in the picture.
+        Reads what `act` reads; acting needs none of it, people look at it.
+        """
+        b, v = batch.view_mask.shape
+        patch, keys = self.shape.future_patch_px, batch.keyframes
+        tokens = (self.shape.future_px // patch) ** 2
+        size = (b, v, self.shape.future_frames, tokens, 3 * patch**2)
+        noises = [drawn(torch.randn, keys, size, random) for _ in range(pairs)]
+        level = keys.new_ones(b)
+        velocities = [
+            self.video(keys, noise * sign, level, batch.text, batch.view_mask)[0]
+            for noise in noises
+            for sign in (1, -1)
+        ]
+        return pictures(-torch.stack(velocities).mean(dim=0), patch).clamp(-1, 1)
 
     def _feature_mask(self, batch: Batch, features: Tensor) -> Tensor:
         """(B, M): the tokens of a camera that is not there are never read."""

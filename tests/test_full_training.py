@@ -267,6 +267,10 @@ def test_a_policy_acts_with_the_checkpoint(checkpoint: Path) -> None:
     assert np.array_equal(actions, policy.infer(seen())["actions"])
     assert not np.array_equal(actions, policy.infer(seen(seed=4))["actions"])
     assert not np.array_equal(actions, policy.infer(seen(prompt="something else"))["actions"])
+    shown = policy.infer(seen(expected=True))
+    frames = len(shown["expected_at_s"])
+    assert shown["expected/top"].shape == (frames, 24, 24, 3)
+    assert shown["expected_at_s"] == pytest.approx(np.arange(1, frames + 1) / 4)
     with pytest.raises(UserError, match="'observation/top' is missing"):
         policy.infer({k: v for k, v in seen().items() if k != "observation/top"})
 
@@ -289,10 +293,48 @@ def test_a_model_of_chunks_acts_for_their_length(checkpoint: Path, tmp_path: Pat
     read["embodiments"][0]["fps"] = 20
     write_json(tmp_path / "config.json", read)
     assert len(Policy(tmp_path).infer(seen())["actions"]) == 60
-    read["pretraining"]["full"] |= {"history_frames": 2}
+
+
+def test_a_model_with_a_history_is_shown_when_acting_what_it_was_in_training(
+    data: Path, checkpoint: Path, tmp_path: Path
+) -> None:
+    values = config({"windows": "chunk", "chunk_s": 0.5, "history_frames": 2})
+    place = built(data, tmp_path / "chunks", _made(tmp_path, values))
+    mine = FullWindows(place, values)
+    for name in ("model.safetensors", "normalisation.json", "event_plans.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    read = json.loads((checkpoint / "config.json").read_text())
+    read["pretraining"]["full"] = values.full.model_dump(mode="json")
     write_json(tmp_path / "config.json", read)
-    with pytest.raises(UserError, match="wants 2 frames of history"):
-        Policy(tmp_path)
+    policy = Policy(tmp_path)
+    assert policy.metadata["history"] == {"pictures": 2, "every_s": 0.25}
+    trained_on = mine.window(1, mine.span(1, 39), "open the door: pull")
+    frames = mine.codec.decode(trained_on.latents)[0, :, :9:4]  # the clean ones
+    pictures = ((frames.movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    asked: list[Any] = []
+    policy.model.plan, plan = lambda a: asked.append(a) or plan(a), policy.model.plan  # type: ignore[method-assign, func-returns-value]
+    sent = {"observation/top": pictures[2], "history/top": pictures[:2]}
+    reply = policy.infer(seen(**sent))
+    acted_on = policy.model._window(asked[0])  # type: ignore[attr-defined]
+    torch.testing.assert_close(acted_on.latents, trained_on.latents[:, :, :3])
+    assert acted_on.clean == trained_on.clean == 3
+    assert torch.equal(acted_on.frame_s, trained_on.frame_s[:3])
+    assert torch.equal(acted_on.inside, trained_on.inside[:, :3])
+    assert len(reply["actions"]) == 40
+
+    def actions(**more: Any) -> np.ndarray:
+        found: np.ndarray = policy.infer(seen(**{"observation/top": pictures[2]}, **more))[
+            "actions"
+        ]
+        return found
+
+    repeated = np.stack([pictures[2]] * 2)
+    assert np.array_equal(actions(), actions(**{"history/top": repeated})), "it has just begun"
+    assert not np.array_equal(actions(), reply["actions"])
+    with pytest.raises(UserError, match=r"history/top: expected at most 2 pictures; got .*\(3,"):
+        actions(**{"history/top": np.stack([pictures[2]] * 3)})
+    with pytest.raises(UserError, match=r"observation/state: expected finite numbers; got .*nan"):
+        actions(**{"observation/state": np.full(4, np.nan, np.float32)})
 
 
 def test_a_model_that_cannot_act_says_so(checkpoint: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from flows import pictures, reports
 
@@ -70,3 +71,17 @@ def test_the_artifact_links_the_pages(runs: Path) -> None:
     assert linked in pictures.markdown("ingestion", "read", run, "ran", linked)
     assert str(run / "report" / PAGE) in reports.links("ingestion", run, None)
     assert reports.links("sampling", run, None) == "" == reports.links("ingestion", runs, None)
+
+
+def test_the_evaluations_artifact_shows_what_the_model_expected(tmp_path: Path) -> None:
+    (tmp_path / "data/evaluation").mkdir(parents=True)
+    (tmp_path / "report/trials/pictures").mkdir(parents=True)
+    Image.new("RGB", (50, 10), "red").save(tmp_path / "data/evaluation/results.png")
+    assert "data:image/png;base64," in pictures.markdown("evaluation", "tried", tmp_path, "ran")
+    Image.new("RGB", (80, 20), "lime").save(tmp_path / "report/trials/expected.png")
+    Image.new("RGB", (60, 30), "blue").save(tmp_path / "report/trials/pictures/0.png")
+    pictures.markdown("evaluation", "tried", tmp_path, "ran")
+    with Image.open(tmp_path / "report/evaluation/picture.png") as page:
+        assert page.size == (80, 60)
+        rows = [page.convert("RGB").getpixel((5, y)) for y in (5, 20, 40)]
+    assert rows == [(255, 0, 0), (0, 255, 0), (0, 0, 255)]

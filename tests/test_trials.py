@@ -29,8 +29,8 @@ from components.errors import DataError, TemporaryError, UserError
 from components.serving.client import PolicyClient
 from components.serving.process import served
 from components.stations.recording import EVALUATION_SEEDS
-from components.stations.station import Station
-from components.trials import actors, loop, replay, settings
+from components.stations.station import Observation, Station
+from components.trials import actors, expected, loop, replay, settings
 from components.trials.collection import Job, collect
 from components.trials.journal import Journal
 from components.trials.settings import Config, Trial
@@ -170,6 +170,7 @@ class Says:
     """A policy server whose model says how far through the event the robot is."""
 
     def __init__(self, *parts: float) -> None:
+        self.metadata = {"fps": 20.0}
         self.parts, self.asked = list(parts), list[str]()
 
     def infer(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -190,6 +191,56 @@ def test_an_event_that_was_begun_ends_when_the_model_says_that_it_is_done() -> N
     for wrong in (1.2, -0.1, "half", float("nan")):
         with pytest.raises(DataError, match="expected event_done from 0 to 1; got"):
             actors.part_done({"event_done": wrong})
+
+
+class Remembering:
+    """A policy server whose model is shown 3 earlier pictures, two steps of the point apart."""
+
+    def __init__(self) -> None:
+        self.metadata = {"fps": 20.0, "history": {"pictures": 3, "every_s": 0.1}}
+        self.asked: list[dict[str, Any]] = []
+
+    def infer(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append(request)
+        return {"actions": np.zeros((5, 4)), "event_remaining": 5}
+
+
+class Clock(PointStation):
+    """Its pictures say which control step it is."""
+
+    def reset(self, task: str, seed: int) -> None:
+        super().reset(task, seed)
+        self.steps = 0
+
+    def step(self, action: np.ndarray) -> None:
+        self.steps += 1
+
+    def observe(self) -> Observation:
+        state = super().observe().state
+        return Observation({"top": np.full((2, 2, 3), self.steps, np.uint8)}, state)
+
+
+def test_a_model_with_a_history_is_shown_what_was_seen_before() -> None:
+    server: Any = Remembering()
+    model = actors.Model(CONFIG, 4, server, PLANS)
+    for _ in range(2):  # nothing is carried over from trial to trial
+        loop.hold(Clock(), model, Trial(0, "press", "model", 1), 18)
+    shown = [
+        [int(picture[0, 0, 0]) for picture in asked.get("history/top", [])]
+        + [int(asked["observation/top"][0, 0, 0])]
+        for asked in server.asked
+    ]
+    assert shown == [[0], [1, 3, 5], [4, 6, 8, 10], [9, 11, 13, 15]] * 2
+
+
+def test_replay_shows_a_history_too(recorded: tuple[Path, Path, Path, Path]) -> None:
+    event = replay.read(*recorded, CONFIG)[0]
+    told = {"fps": 10.0, "history": {"pictures": 2, "every_s": 0.2}}
+    seen = event.request(told, 0)["history/top"]
+    assert [round(float(picture.mean()) / 5) for picture in seen] == [6, 8], "it begins at frame 10"
+    early = event._replace(start=3).request(told, 0)["history/top"]
+    assert [round(float(picture.mean()) / 5) for picture in early] == [1]
+    assert "history/top" not in event.request({"fps": 10.0}, 0)
 
 
 def test_a_policy_sees_pictures_and_proprioception_only() -> None:
@@ -603,6 +654,8 @@ def test_a_robot_without_a_station_is_replayed_through_its_server(
     rows = records.read(target / "trials.parquet", records.TRIALS).to_pylist()
     assert [(r["station"], r["policy"]) for r in rows] == [("replay", p) for p in settings.POLICIES]
     assert all(r["success"] is None and 0 < r["error"] < 10 for r in rows)
+    with Image.open(worktree / "report/trials/expected.png") as page:
+        assert page.height > expected.CELL_PX
 
 
 # --- the store --------------------------------------------------------------------------------

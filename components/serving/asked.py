@@ -16,13 +16,22 @@ from torch import Tensor
 class Asked:
     """One instant of one robot, and what it is to do."""
 
-    pictures: Sequence[Tensor | None]  # of every camera of the model, (3, S, S) in -1..1
+    pictures: Sequence[Tensor | None]  # of every camera, (1 + history, 3, S, S) in -1..1, now last
     state: npt.NDArray[np.float32]  # (S,) normalised
     action_width: int  # of this robot
     embodiment: str
     step_s: float
     words: str
     random: torch.Generator
+    show: bool  # whether somebody wants to look at what the model expects to see
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the model expects to see."""
+
+    pictures: Tensor  # (V, F, 3, h, w) in -1..1, of every camera of the model
+    at_s: npt.NDArray[np.float32]  # (F,) seconds from now
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,7 @@ class Told:
     actions: Tensor  # (T, A') normalised, A' at least the robot's width
     remaining: int  # control steps until the event ends
     done: float | None  # how far through the event it is, 0..1; None where the model cannot say
+    expected: Expected | None = None  # where it was asked for
 
 
 class Model(Protocol):
@@ -39,6 +49,8 @@ class Model(Protocol):
 
     size_px: int  # side of the square pictures it is shown
     max_steps: int
+    history: int  # earlier pictures of each camera that it is shown
+    every_s: float  # from one of them to the next
 
     def remember(self, texts: Sequence[str]) -> None: ...
     def plan(self, asked: Asked) -> Told: ...

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from components import encoders
 from components.errors import DataError, UserError
-from components.serving.asked import Asked, Told
-from models.acting import Chunk, plan
+from components.serving.asked import Asked, Expected, Told
+from models.acting import Chunk, Plan, plan
 from models.masks import shown
 from models.wall import WallModel
 from models.wall_shape import WallShape
@@ -38,6 +38,7 @@ class FullModel:
         self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
         self.model.eval()
         self.size_px, self.max_steps = config["picture_px"], self.shape.max_steps
+        self.clean = 1 + self.values["history_frames"]
         self.embodiments = {name: row for row, name in enumerate(config["embodiment_ids"])}
         vae, text = (_folder(config["initial"], part) for part in ("vae", "text"))
         self.codec = encoders.picture_codec(vae, self.values["codec_px"], "cpu")
@@ -48,6 +49,8 @@ class FullModel:
                     f"{checkpoint}/config.json: {part}: expected the encoder with digest "
                     f"{config['encoders'][part]}, got {encoder.digest}; bring its weights back."
                 )
+        each = 1 if isinstance(self.codec, encoders.PatchCodec) else encoders.FRAMES_PER_LATENT
+        self.history, self.every_s = (self.clean - 1) * each, 1 / (each * self.shape.latent_hz)
         self._texts: dict[str, Tensor] = {}
 
     def remember(self, texts: Sequence[str]) -> None:
@@ -60,38 +63,48 @@ class FullModel:
         window = self._window(asked)
         found = plan(
             self.model, [window], denoise_steps=self.denoise_steps, random=asked.random,
-            chunk=self._chunk(asked.step_s),
+            chunk=self._chunk(asked.step_s), show=asked.show,
         )  # fmt: skip
         steps = int(found.steps[0])
         remaining = steps
         if self.values["windows"] == "chunk" and self.values["words"] == "event":
             remaining = max(1, round(float(found.left_s[0]) / asked.step_s))
         done = float(found.done[0]) if self.values["words"] == "event" else None
-        return Told(found.actions[0, :steps], remaining, done)
+        expected = self._expected(found, window.clean) if asked.show else None
+        return Told(found.actions[0, :steps], remaining, done, expected)
+
+    def _expected(self, found: Plan, clean: int) -> Expected:
+        """The pictures that latent frames after the clean ones stand for."""
+        assert found.expected is not None
+        seen = self.codec.decode(found.expected[0])[:, :, :: encoders.FRAMES_PER_LATENT]
+        at_s = found.frame_s[0, clean:].numpy().astype(np.float32)
+        return Expected(seen[:, :, clean:].transpose(1, 2).clamp(-1, 1), at_s)
 
     def _chunk(self, step_s: float) -> Chunk | None:
         if self.values["windows"] == "event":
             return None
         seconds = self.values["chunk_s"]
         frames = math.ceil(seconds * self.shape.latent_hz - 1e-6)
-        frames = min(self.shape.max_frames - 1, frames)  # as in training
+        frames = min(self.shape.max_frames - self.clean, frames)  # as in training
         return Chunk(max(1, frames), max(1, round(seconds / step_s)))
 
     def _window(self, asked: Asked) -> Window:
-        """The anchor alone: what is seen now."""
+        """What is seen now, after what was seen before where the model was trained with that."""
         sizes, size = self.shape.action, self.size_px
         there = torch.tensor([picture is not None for picture in asked.pictures])
-        black = torch.full((3, size, size), -1.0)
+        black = torch.full((1 + self.history, 3, size, size), -1.0)
         pictures = torch.stack([black if p is None else p for p in asked.pictures])
         if asked.words not in self._texts:
             self.remember([asked.words])
         text = self._texts[asked.words]
         return Window(
-            latents=self.codec.encode(pictures[:, :, None]),
-            clean=1,
-            frame_s=torch.zeros(1),
+            latents=self._latents(pictures.transpose(1, 2)),
+            clean=self.clean,
+            frame_s=(torch.arange(self.clean) - self.clean + 1) / self.shape.latent_hz,
             camera=torch.where(there, torch.arange(len(there)), -1),
-            inside=torch.stack([shown(p, self.codec.side_px) for p in pictures])[:, None],
+            inside=torch.stack([shown(p[-1], self.codec.side_px) for p in pictures])[
+                :, None
+            ].expand(-1, self.clean, -1),
             text=text,
             text_mask=torch.ones(len(text), dtype=torch.bool),
             state=torch.from_numpy(np.pad(asked.state, (0, sizes.state_width - len(asked.state)))),
@@ -104,6 +117,12 @@ class FullModel:
             done=None,
         )
 
+    def _latents(self, pictures: Tensor) -> Tensor:
+        """Pictures (V, 3, N, S, S) -> (V, C, clean, h, w), as in training."""
+        if isinstance(self.codec, encoders.PatchCodec):
+            return self.codec.stills(pictures)
+        return self.codec.encode(pictures)
+
 
 def _check_acts(checkpoint: Path, values: dict[str, Any]) -> None:
     """UserError for a checkpoint whose training cannot have taught it to act."""
@@ -111,11 +130,6 @@ def _check_acts(checkpoint: Path, values: dict[str, Any]) -> None:
         raise UserError(
             f"{checkpoint}: expected a model that acts; got one of the recipe's stage "
             f"{values['stage']}. Train the stage action; inputs/init.json says from what."
-        )
-    if values["history_frames"]:
-        raise UserError(
-            f"{checkpoint}: the model wants {values['history_frames']} frames of history; the "
-            "policy server is shown one instant. Train with history_frames 0 to serve it."
         )
 
 

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from components.sentences import embed
-from components.serving.asked import Asked, Told
+from components.serving.asked import Asked, Expected, Told
+from models.acting import PAIRS
 from models.batch import Batch
 from models.wam import Shape, WorldActionModel
 
@@ -26,6 +27,7 @@ class SmallModel:
         self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
         self.model.eval()
         self.size_px, self.max_steps = self.shape.key_px, self.shape.max_steps
+        self.history, self.every_s = 0, 0.0
         self._texts: dict[str, Any] = {}
 
     def remember(self, texts: Sequence[str]) -> None:
@@ -39,14 +41,22 @@ class SmallModel:
             batch, denoise_steps=self.denoise_steps, random=asked.random
         )
         remaining = int(length[0])
-        return Told(actions[0, :remaining], remaining, None)
+        expected = self._expected(batch, remaining, asked) if asked.show else None
+        return Told(actions[0, :remaining], remaining, None, expected)
+
+    def _expected(self, batch: Batch, remaining: int, asked: Asked) -> Expected:
+        """Future frames lie where those of the training windows do."""
+        seen = self.model.imagine(batch, pairs=PAIRS, random=asked.random)
+        spread = np.arange(1, seen.shape[2] + 1) / seen.shape[2]
+        at_s = np.round(spread * (remaining - 1)) * asked.step_s
+        return Expected(seen[0], at_s.astype(np.float32))
 
     def _batch(self, asked: Asked) -> Batch:
         shape = self.shape
         views = torch.zeros(1, shape.views, 3, shape.key_px, shape.key_px)
         for view, picture in enumerate(asked.pictures):
             if picture is not None:
-                views[0, view] = picture
+                views[0, view] = picture[-1]
         mask = torch.tensor([[picture is not None for picture in asked.pictures]])
         if asked.words not in self._texts:
             self.remember([asked.words])

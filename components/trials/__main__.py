@@ -36,8 +36,10 @@ def _act(
     chosen: argparse.Namespace, config: settings.Config, digest: str
 ) -> list[dict[str, object]]:
     """Closed loop on the station."""
+    from components.serving.client import PolicyClient
     from components.stations.metaworld import MetaworldStation
     from components.stations.recording import EVALUATION_SEEDS
+    from components.trials import expected
     from components.trials.collection import Job, collect
 
     plans = settings.read_plans(chosen.checkpoint)
@@ -45,7 +47,11 @@ def _act(
     trials = settings.schedule(config, tasks, EVALUATION_SEEDS)
     job = Job(MetaworldStation, config, plans, digest, chosen.out)
     server = command(chosen.checkpoint, MetaworldStation.embodiment)
-    return collect(job, trials, server, chosen.workers)
+
+    def look(client: PolicyClient) -> None:
+        expected.save(chosen, config, {MetaworldStation.embodiment: client})
+
+    return collect(job, trials, server, chosen.workers, look)
 
 
 def _replay(
@@ -56,7 +62,7 @@ def _replay(
 
     from components.serving.client import PolicyClient
     from components.serving.process import served
-    from components.trials import replay
+    from components.trials import expected, replay
 
     print("trials: no station has this robot; replaying recordings open loop", flush=True)
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -68,6 +74,7 @@ def _replay(
         for robot in sorted({event.episode.embodiment for event in recordings}):
             start = served(command(chosen.checkpoint, robot), chosen.out / f"server-{robot}.log")
             clients[robot] = stack.enter_context(PolicyClient(stack.enter_context(start)))
+        expected.save(chosen, config, clients)
         return replay.replay(recordings, clients, config, digest)
 
 

@@ -8,10 +8,12 @@ sentence; it sees nothing of the simulator.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from components.errors import DataError
 from components.serving.client import PolicyClient
@@ -19,6 +21,7 @@ from components.stations.station import Float, Observation
 from components.trials.settings import Config
 
 Observe = Callable[[], Observation]
+Picture = npt.NDArray[np.uint8]  # (H, W, 3)
 
 
 class Segment(NamedTuple):
@@ -38,6 +41,9 @@ class Actor(Protocol):
     def next(self, observe: Observe) -> Segment:
         """What to do now; `observe` takes pictures, for those who look."""
 
+    def watch(self, observe: Observe) -> None:
+        """Called before each control step, for those who remember what they saw."""
+
 
 class HoldStill:
     """Zeros: a station's actions are changes of pose and gripper efforts, so nothing moves."""
@@ -51,6 +57,9 @@ class HoldStill:
     def next(self, observe: Observe) -> Segment:
         """Do nothing."""
         return Segment(self._actions)
+
+    def watch(self, observe: Observe) -> None:
+        """Nothing is remembered."""
 
 
 class Random:
@@ -69,6 +78,9 @@ class Random:
         action = self._random.uniform(-1, 1, self._width).astype(np.float32)
         return Segment(np.tile(action, (self._config.random_hold_steps, 1)))
 
+    def watch(self, observe: Observe) -> None:
+        """Nothing is remembered."""
+
 
 class Model:
     """The served policy and the agent that names its events; the last event repeats."""
@@ -79,6 +91,8 @@ class Model:
         self._config, self._width, self._client, self._plans = config, width, client, plans
         self._captions: list[str] = []
         self._seed = 0
+        self._wanted, self._every_steps = history(client.metadata)
+        self._before: deque[dict[str, Picture]] = deque(maxlen=self._wanted * self._every_steps)
         self.latencies_ms: list[float] = []  # of each request of the trial, round trip
 
     def begin(self, sentence: str, seed: int) -> None:
@@ -87,6 +101,12 @@ class Model:
         self._event = self._event_steps = 0
         self._limit_steps = self._whole_steps = 0.0
         self.latencies_ms = []
+        self._before.clear()
+
+    def watch(self, observe: Observe) -> None:
+        """Remember what is seen, as far back as the model is shown it."""
+        if self._wanted:
+            self._before.append(observe().images)
 
     def next(self, observe: Observe) -> Segment:
         """Ask the server for the rest of the event; take up to `replan_steps` of it.
@@ -111,6 +131,10 @@ class Model:
             self._event, self._event_steps = self._event + 1, 0
         return segment
 
+    def _earlier(self) -> list[dict[str, Picture]]:
+        """Pictures of each camera, oldest first, one every so many control steps before now."""
+        return list(self._before)[-self._every_steps :: -self._every_steps][::-1]
+
     def _caption(self) -> str:
         return self._captions[min(self._event, len(self._captions) - 1)]
 
@@ -119,15 +143,26 @@ class Model:
         entropy = (self._config.seed, self._seed, len(self.latencies_ms))
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0]) >> 1
         start_s = time.monotonic()
-        reply = self._client.infer(request(seen, caption, seed))
+        reply = self._client.infer(request(seen, caption, seed, self._earlier()))
         self.latencies_ms.append((time.monotonic() - start_s) * 1000)
         return *checked(reply, self._width), part_done(reply)
 
 
-def request(seen: Observation, caption: str, seed: int) -> dict[str, Any]:
-    """An observation as the policy server expects it."""
+def request(
+    seen: Observation, caption: str, seed: int, earlier: Sequence[dict[str, Picture]] = ()
+) -> dict[str, Any]:
+    """An observation as the policy server expects it; `earlier` ones oldest first."""
     pictures = {f"observation/{camera}": image for camera, image in seen.images.items()}
+    if earlier:
+        pictures |= {f"history/{c}": np.stack([e[c] for e in earlier]) for c in seen.images}
     return {**pictures, "observation/state": seen.state, "prompt": caption, "seed": seed}
+
+
+def history(metadata: dict[str, Any]) -> tuple[int, int]:
+    """How many earlier pictures a served model is shown, and every how many control steps."""
+    told = metadata.get("history") or {"pictures": 0}
+    count = int(told["pictures"])
+    return count, max(1, round(told["every_s"] * metadata["fps"])) if count else 1
 
 
 def part_done(reply: dict[str, Any]) -> float:

@@ -42,12 +42,18 @@ class Job(NamedTuple):
     folder: Path
 
 
-def collect(job: Job, trials: Sequence[Trial], command: Sequence[str], workers: int) -> list[Row]:
+def collect(
+    job: Job,
+    trials: Sequence[Trial],
+    command: Sequence[str],
+    workers: int,
+    look: Callable[[PolicyClient], None] = lambda client: None,
+) -> list[Row]:
     """Hold what the journal in `job.folder` lacks; rows of all trials, in the list's order.
 
-    `command` starts a policy server. What was finished before an error stays in the journal.
-    TemporaryError when a server or worker ends on the way, DataError when a server has another
-    model, and whatever a trial raises.
+    `command` starts a policy server; `look` may ask the first one before trials begin. What was
+    finished before an error stays in the journal. TemporaryError when a server or worker ends on
+    the way, DataError when a server has another model, and whatever a trial raises.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
     journal = Journal(job.folder / "journal.jsonl")
@@ -60,6 +66,9 @@ def collect(job: Job, trials: Sequence[Trial], command: Sequence[str], workers: 
             log = job.folder / f"server-{number}.log"
             address = stack.enter_context(served(command, log))
             _check_model(address, job.checkpoint_digest)
+            if number == 0:
+                with PolicyClient(address) as client:
+                    look(client)
             addresses.put(address)
         if open_trials:
             pool = ProcessPoolExecutor(

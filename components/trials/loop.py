@@ -37,6 +37,7 @@ def hold(
         segment = actor.next(station.observe)
         for action in segment.actions[: max_steps - step]:
             watch(step)
+            actor.watch(station.observe)
             station.step(action)
             step += 1
             key = (segment.event, segment.caption)

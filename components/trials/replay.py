@@ -27,7 +27,7 @@ from components.errors import DataError
 from components.normalisation import Normalisation
 from components.serving.client import PolicyClient
 from components.stations.station import Float, Observation
-from components.trials.actors import checked, request
+from components.trials.actors import checked, history, request
 from components.trials.settings import POLICIES, Config
 
 CHANGE = re.compile(r"vel|delta|(^|_)d_?(x|y|z|rx|ry|rz|roll|pitch|yaw)$", re.IGNORECASE)
@@ -56,6 +56,16 @@ class Recorded(NamedTuple):
             for camera, clip in self.episode.clips.items()
         }
         return Observation(images, self.episode.state[self.start])
+
+    def request(self, metadata: dict[str, Any], seed: int) -> dict[str, Any]:
+        """What a served model is asked at the event's start; its metadata say what it is shown."""
+        count, every = history(metadata)
+        at = [self.start - every * back for back in range(count, 0, -1)]
+        instants = self.episode.timestamps_s[[frame for frame in at if frame >= 0]]
+        named = {c.removeprefix("observation.images."): v for c, v in self.episode.clips.items()}
+        seen = {camera: clip.frames(instants) for camera, clip in named.items()} if count else {}
+        earlier = [{c: seen[c][n] for c in seen} for n in range(len(instants))]
+        return request(self.observation(), self.caption, seed, earlier)
 
     def error(self, predicted: Float) -> float:
         """Mean |predicted - recorded| in normalised units, `predicted` (H, A)."""
@@ -135,7 +145,7 @@ def _random(event: Recorded, config: Config) -> Float:
 
 def _asked(event: Recorded, client: PolicyClient, config: Config) -> Float:
     seed = int(np.random.SeedSequence((config.seed, event.number)).generate_state(1)[0]) >> 1
-    reply = client.infer(request(event.observation(), event.caption, seed))
+    reply = client.infer(event.request(client.metadata, seed))
     actions, _ = checked(reply, event.actions.shape[1])
     return actions
 
