@@ -206,6 +206,15 @@ def test_warnings_are_in_the_manifest_and_what_blocks_goes_aside(tmp_path: Path)
     assert (tmp_path / "report/ingestion" / link) == pages[0]
 
 
+def test_robots_of_look_alike_names_have_pages_of_their_own(tmp_path: Path) -> None:
+    names = ["ур5", "arm a", "arm/a", "arm-a"]
+    roots = [dataset_v21(tmp_path / str(n), 1, robot=name) for n, name in enumerate(names)]
+    ingest(tmp_path, *roots)
+    report = tmp_path / "report/ingestion"
+    links = set(re.findall(r'href="([^"]+)"', (report / "index.html").read_text()))
+    assert len(links) == len(names) and all((report / link).is_file() for link in links)
+
+
 def test_a_suite_of_the_project_makes_a_warning_blocking(tmp_path: Path) -> None:
     mine = {"test": {"frozen_camera": Change(severity="blocking")}}
     ingest(tmp_path, faulty(tmp_path / "d"), config=CONFIG.model_copy(update={"checks": mine}))

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,8 +45,9 @@ def write(
 
 
 def slug(robot: str) -> str:
-    """A robot's name in the names of files."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", robot) or "unknown"
+    """A robot's name in the names of files; a digest tells apart what looks alike there."""
+    found = re.sub(r"[^A-Za-z0-9_-]+", "-", robot)
+    return found if found == robot else f"{found}-{hashlib.sha256(robot.encode()).hexdigest()[:6]}"
 
 
 def _check(check: Check, ours: pd.DataFrame, broken: dict[int, dict[str, Check]]) -> dict[str, Any]:

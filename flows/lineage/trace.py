@@ -309,8 +309,7 @@ def _version_of(repo: Path, sha256: str) -> str:
     cache = Cache(repo)
     for version in history.versions(repo):
         run = history.run(repo, version.commit)
-        md5 = cache.digest(run, chain.WEIGHTS) if is_finished(run) else None
-        if md5 and cache.sha256(md5, chain.WEIGHTS)[0] == sha256:
+        if is_finished(run) and chain.passport_weights(run, cache) == sha256:
             return version.tag
     return ""
 
