@@ -207,7 +207,7 @@ def test_warnings_are_in_the_manifest_and_what_blocks_goes_aside(tmp_path: Path)
 
 
 def test_robots_of_look_alike_names_have_pages_of_their_own(tmp_path: Path) -> None:
-    names = ["ур5", "arm a", "arm/a", "arm-a"]
+    names = ["ロボット", "arm a", "arm/a", "arm-a"]
     roots = [dataset_v21(tmp_path / str(n), 1, robot=name) for n, name in enumerate(names)]
     ingest(tmp_path, *roots)
     report = tmp_path / "report/ingestion"
