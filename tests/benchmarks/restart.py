@@ -146,8 +146,8 @@ def disturb(attempt: Attempt, what: Disturbance, starts: int, chance: random.Ran
     """Let it train to a random step and strike; False when the training ended before."""
     if not attempt.wait_for(starts, 0):
         return False
-    total = int(STEP.findall(attempt.said())[-1][1])
-    if not attempt.wait_for(starts, chance.randint(attempt.starts()[-1] + 1, total - 1)):
+    total, first = int(STEP.findall(attempt.said())[-1][1]), attempt.starts()[-1] + 1
+    if first >= total or not attempt.wait_for(starts, chance.randint(first, total - 1)):
         return False
     time.sleep(chance.random() * 0.05)
     if what.kind == "stop":
