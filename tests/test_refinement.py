@@ -135,7 +135,7 @@ def test_true_times_bring_cuts_to_the_truth(server: Server, data: Path, tmp_path
     for number in range(3):
         own = [r["start_s"] for r in before if r["episode_id"] == f"{number:020x}"]
         assert own == pytest.approx([0.0, *CORNERS_S], abs=0.11), "signals see corners only"
-    report, after = refine(data, tmp_path / "on", asking(server, reach_s=1.0))
+    report, after = refine(data, tmp_path / "on", asking(server, reach=4.0))
     assert f1(before, TRUE_S, 0.13) < 0.2
     assert f1(after, TRUE_S, 0.13) > 0.9
     for number in range(3):
@@ -188,7 +188,7 @@ def test_only_what_changed_is_asked_again(server: Server, data: Path, tmp_path: 
     for name in ("events", "hierarchy", "refinement"):
         one, other = (tmp_path / run / f"{name}.parquet" for run in ("first", "again"))
         assert one.read_bytes() == other.read_bytes()
-    looser = asking(server, reach_s=2.0).model_copy(update={"min_event_s": 0.3})
+    looser = asking(server, reach=2.0).model_copy(update={"min_event_s": 0.3})
     refine(data, tmp_path / "looser", looser)
     assert len(server.seen) == 6, "the model was told nothing of the signals' cuts"
     refine(data, tmp_path / "other", asking(server, model="another"))
@@ -371,7 +371,7 @@ def test_off_it_writes_and_imports_nothing(data: Path, tmp_path: Path) -> None:
         ({"refiner": "openai", "base_url": "https://u:p@host/v1"}, "WAMFLOW_REFINEMENT_KEY"),
         ({"refiner": "transformers", "model": "weights"}, "absolute path"),
         ({"prompt": "../secret"}, "prompt"),
-        ({"reach_s": -1}, "reach_s"),
+        ({"reach": -1}, "reach"),
     ],
 )
 def test_wrong_values_are_refused(values: Row, message: str) -> None:

@@ -18,12 +18,21 @@ TASK = "{task}"
 SUBTASK = '{part} of "{task}": {phase}'
 ACTION = "{task}: {action}"
 SEGMENT = (
-    "{who} {did}{how} in {duration_s:.1f} s{gripper}.",
-    "In {duration_s:.1f} s {who} {did}{how}{gripper}.",
-    "{who} {did}{how}{gripper}; this takes {duration_s:.1f} s.",
-    "For {duration_s:.1f} s {who} {did}{how}{gripper}.",
+    "{who} moves{how} in {duration_s:.1f} s{gripper}.",
+    "In {duration_s:.1f} s {who} moves{how}{gripper}.",
+    "{who} moves{how}{gripper}; this takes {duration_s:.1f} s.",
+    "For {duration_s:.1f} s {who} moves{how}{gripper}.",
 )
-TEMPLATES = {"task": (TASK,), "subtask": (SUBTASK,), "action": (ACTION,), "segment": SEGMENT}
+REST = (
+    "{who} holds still for {duration_s:.1f} s{gripper}.",
+    "For {duration_s:.1f} s {who} holds still{gripper}.",
+)
+TEMPLATES = {
+    "task": (TASK,),
+    "subtask": (SUBTASK,),
+    "action": (ACTION,),
+    "segment": (*SEGMENT, *REST),
+}
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth")
 SHORTEST_SAID_M = 0.01
 FINGERS = {"closes": "closing", "opens": "opening"}
@@ -116,10 +125,10 @@ def listed(names: tuple[str, ...]) -> str:
 
 def segment(fact: Kinematics, number: int) -> str:
     """The event in detail; `number` chooses among the wordings."""
-    text = SEGMENT[number % len(SEGMENT)].format(
+    wordings = REST if fact.kind == "idle" else SEGMENT
+    text = wordings[number % len(wordings)].format(
         who="the arm" if fact.displacement_m is None else "the end effector",
-        did="holds still" if fact.kind == "idle" else "moves",
-        how="" if fact.kind == "idle" else how(fact),
+        how=how(fact),
         duration_s=fact.duration_s,
         gripper=gripper(fact),
     )

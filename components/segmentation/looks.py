@@ -157,8 +157,9 @@ class Looks:
         for episode_id, look in self._looks.items():
             if look.says:
                 own, times_s = found[episode_id], recordings[episode_id].timestamps_s
-                sure_s = float(times_s[-1]) / (self.config.pictures - 1) / 2
-                bounds = Bounds(min_event_s, max_event_s, self.config.reach_s, sure_s)
+                gap_s = float(times_s[-1]) / (self.config.pictures - 1)
+                reach_s = self.config.reach * gap_s
+                bounds = Bounds(min_event_s, max_event_s, reach_s, gap_s / 2)
                 refined = Refined(own.rows, look.says, times_s, own.finer, bounds)
                 seen[episode_id] = own._replace(rows=refined.rows)
                 self._verdicts[episode_id] = refined.verdicts

@@ -23,8 +23,11 @@ class Config(Asking, frozen=True, extra="forbid"):
         ge=4, le=96, description="Moments of an episode that the model sees; more changes than "
         "lie between them are not believed.",
     )  # fmt: skip
-    reach_s: float = Field(
-        ge=0, le=10, description="The farthest that a cut moves to where the model sees one, s."
+    reach: float = Field(
+        ge=0,
+        le=10,
+        description="The farthest that a cut moves to where the model sees one, in times between "
+        "two pictures.",
     )
 
     @model_validator(mode="after")

@@ -37,6 +37,7 @@ from components.segmentation.boundaries import Limits, cut_all
 from components.segmentation.evidence import Fusion
 from components.segmentation.flat import Array, Flat
 from components.segmentation.signals import motion_traces
+from components.stations.metaworld import SENTENCES
 from tests.benchmarks import segmentation_weights as weights
 from tests.benchmarks.behaviour import SCORED, TOLERANCE, Demonstration, demonstrations, f1, split
 from tests.benchmarks.segmentation_weights import Inputs, inputs
@@ -263,15 +264,25 @@ def main() -> None:
     parser.add_argument("--episodes", type=int, default=6, help="of each scored task")
     parser.add_argument("--scratch", type=Path, help="keeps recordings for the next run")
     given = parser.parse_args()
+    given.tasks = [name for name in given.tasks.split(",") if name] or list(SCORED)
+    if unknown := sorted(set(given.tasks) - set(SENTENCES)):
+        parser.error(f"--tasks: unknown {unknown}; there are {', '.join(sorted(SENTENCES))}.")
+    if given.episodes < 1:
+        parser.error(f"--episodes: expected 1 or more of each task; got {given.episodes}.")
     with tempfile.TemporaryDirectory() as folder, threadpool_limits(1):
         measure(given, given.scratch or Path(folder))
 
 
 def measure(given: argparse.Namespace, scratch: Path) -> None:
     """Record, cut, compare."""
-    develop, scored = split(given.tasks.split(",") if given.tasks else list(SCORED))
-    development = demonstrations(develop, weights.EPISODES, weights.SEED, scratch)
+    develop, scored = split(list(dict.fromkeys(given.tasks)))
     demos = demonstrations(scored, given.episodes, given.seed, scratch)
+    if not any(demo.changes for demo in demos):
+        raise SystemExit(
+            f"no behaviour changes in {len(demos)} episode(s) of {', '.join(scored)}, so there is "
+            "nothing to score; take other tasks or another --seed."
+        )
+    development = demonstrations(develop, weights.EPISODES, weights.SEED, scratch)
     values = params.load(ROOT / "params.yaml")
     config = params.section(values, "segmentation", stage.Config)
     blind, sighted = (replace(stage.limits(config), video=v) for v in (False, True))

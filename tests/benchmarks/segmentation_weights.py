@@ -4,7 +4,8 @@ Only the development tasks of `behaviour.py` are used. Each network is the mean 
 several small ones; what the log-odds of pictures count beside those of signals is fitted to
 predictions for tasks that were left out (as Platt 1999 does), so that what is seen counts only as
 far as it carries over.
-Run `python -m tests.benchmarks.segmentation_weights --scratch FOLDER`; the JSON is rewritten.
+Run `python -m tests.benchmarks.segmentation_weights --scratch FOLDER`; the JSON is rewritten. With
+`--tasks A,B --target FILE` other weights are fitted to other tasks.
 """
 
 from __future__ import annotations
@@ -23,12 +24,13 @@ from sklearn.linear_model import LogisticRegression
 from torch.nn import functional
 
 from components.episodes import Episode
+from components.errors import UserError
 from components.segmentation import evidence, video
 from components.segmentation.evidence import OFFSETS, Contrasts, Network, Single, moment
 from components.segmentation.flat import Array, Flat
 from components.segmentation.gripper import levels
 from components.segmentation.signals import motion_traces
-from components.stations.metaworld import MetaworldStation
+from components.stations.metaworld import SENTENCES, MetaworldStation
 from tests.benchmarks.behaviour import DEVELOPMENT, TOLERANCE, Demonstration, demonstrations
 
 EPISODES, SEED = 6, 1000  # of each development task
@@ -134,6 +136,11 @@ def several(x: Single, y: Single) -> tuple[Array, Array, Array, float]:
 
     From x (N, D) and y (N,): hidden (D, H), bias (H,), out (H,), intercept.
     """
+    if len(x) < BATCH or not 0 < y.mean() < 1:
+        raise UserError(
+            f"expected at least {BATCH} control steps with and without changes to fit weights to; "
+            f"got {len(x)}, {int(y.sum())} of them at a change. Take more episodes or tasks."
+        )
     torch.manual_seed(0)
     seen, wanted = torch.from_numpy(np.nan_to_num(x)), torch.from_numpy(y)
     hidden = torch.randn(NETWORKS, x.shape[1], HIDDEN) / x.shape[1] ** 0.5
@@ -191,7 +198,13 @@ def density(demos: Sequence[Demonstration]) -> dict[str, float]:
 
 
 def fit(demos: Sequence[Demonstration]) -> dict[str, Any]:
-    """All weights, and the tasks they were fitted to."""
+    """All weights, and the tasks they were fitted to. UserError where these are too few."""
+    found = sorted({demo.task for demo in demos})
+    if len(found) < 2:
+        raise UserError(
+            "expected episodes of at least two tasks, as each is predicted by weights that do not "
+            f"know it; got {', '.join(found) or 'none'}."
+        )
     given, noisy = inputs(demos), inputs(shaken(demos), looks=False)
     assert given.seen is not None
     tasks = sorted(set(given.task.tolist()))
@@ -230,12 +243,23 @@ def rounded(value: Any) -> Any:
 
 
 def main() -> None:
-    """Rewrite the weights."""
+    """Rewrite the weights, or write others."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--scratch", type=Path, required=True, help="recordings are kept here")
+    parser.add_argument("--tasks", default=",".join(DEVELOPMENT), help="to fit to, by comma")
+    parser.add_argument("--episodes", type=int, default=EPISODES, help="of each task")
+    parser.add_argument("--seed", type=int, default=SEED, help="of the first scene")
+    parser.add_argument("--target", type=Path, default=TARGET, help="where the JSON goes")
     given = parser.parse_args()
-    demos = demonstrations(list(DEVELOPMENT), EPISODES, SEED, given.scratch)
-    TARGET.write_text(json.dumps(fit(demos), separators=(",", ":")) + "\n")
+    tasks = list(dict.fromkeys(name for name in given.tasks.split(",") if name))
+    if unknown := sorted(set(tasks) - set(SENTENCES)):
+        parser.error(f"--tasks: unknown {unknown}; there are {', '.join(sorted(SENTENCES))}.")
+    demos = demonstrations(tasks, given.episodes, given.seed, given.scratch)
+    try:
+        weights = fit(demos)
+    except UserError as error:
+        parser.error(str(error))
+    given.target.write_text(json.dumps(weights, separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":

@@ -201,7 +201,8 @@ function drawEvidence(event) {
   const rows = votes.map(([name, vote]) => {
     const row = document.createElement("li"), bar = document.createElement("meter");
     Object.assign(bar, { min: 0, max: 1, value: typeof vote === "number" ? vote : 0 });
-    row.append(bar, ` ${name.replaceAll("_", " ")} ${typeof vote === "number" ? vote.toFixed(2) : JSON.stringify(vote)}`);
+    const told = name === "vlm" ? "vision-language model" : name.replaceAll("_", " ");
+    row.append(bar, ` ${told} ${typeof vote === "number" ? vote.toFixed(2) : JSON.stringify(vote)}`);
     return row;
   });
   if (number && !votes.length) {

@@ -58,7 +58,8 @@ export class Timeline {
     const wide = this.to_s - this.from_s, rough = wide / 8, size = 10 ** Math.floor(Math.log10(rough));
     const step = [1, 2, 5, 10].map((n) => n * size).find((n) => n >= rough);
     const marks = [];
-    for (let n = Math.ceil(this.from_s / step); n * step <= this.to_s; n++) {
+    const last_s = this.to_s - 0.03 * wide;  // beyond, its words would be cut off
+    for (let n = Math.ceil(this.from_s / step); n * step <= last_s; n++) {
       const mark = document.createElement("span");
       mark.textContent = `${(n * step).toFixed(step < 0.1 ? 2 : step < 1 ? 1 : 0)} s`;
       mark.style.left = this.#percent(n * step);
