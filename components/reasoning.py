@@ -163,6 +163,9 @@ class SmallModel:
 
 
 def _loaded(kind: Any, folder: Path, device: str) -> Any:
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     source = weights(folder)
     if source.config.get("model_type") not in ("qwen3_5", "qwen3_5_text"):
         raise UserError(

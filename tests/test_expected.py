@@ -128,7 +128,8 @@ def test_strips_show_what_was_recorded_at_the_expected_times(chosen: argparse.Na
     page = np.asarray(Image.open(chosen.out / "expected.png"))
     cell, line = expected.CELL_PX, expected.LINE_PX
     height = 3 * line + 2 * cell
-    assert page.shape == (2 * height, (expected.FRAMES + 2) * cell + line, 3), "both held-out ones"
+    assert len(page) == 2 * height, "both held-out events"
+    assert page.shape[1] <= 4 * cell + 2 * line, "no wider than label, now, and two to come"
 
     def bar(row: int, column: int, strip: int) -> float:
         """Left edge of the bar, in pixels of the recording."""

@@ -106,7 +106,9 @@ def _say(row: Any, text: str, x: int, y: int) -> None:
 def _write(path: Path, strips: list[Picture]) -> None:
     from PIL import Image
 
+    page = np.concatenate(strips)
+    used = np.flatnonzero((page < 255).any(axis=(0, 2)))[-1] + LINE_PX
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    Image.fromarray(np.concatenate(strips)).save(partial, format="PNG")
+    Image.fromarray(page[:, :used]).save(partial, format="PNG")
     partial.replace(path)
