@@ -17,7 +17,7 @@ from components.errors import DataError, UserError
 from components.outputs import sha256
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from models.wan import VideoShape, WanTower
 
@@ -153,6 +153,35 @@ def load_wan(tower: WanTower, source: Weights) -> dict[str, str]:
     for name, tensor in source.tensors():
         parameters[wan_keys.ours(name)].data.copy_(tensor)
     return source.digests()
+
+
+def load_all(model: nn.Module, path: Path) -> None:
+    """One of our files of weights into a model of the same sizes, whole or not at all.
+
+    DataError, before the first number is copied, for a file that is none, for parameters that are
+    missing, unknown or misshapen, and for NaN.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        found = load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: expected a safetensors file, got: {error}") from error
+    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    problems = [f"{n}: missing" for n in sorted(parameters.keys() - found.keys())]
+    problems += [f"{n}: unknown" for n in sorted(found.keys() - parameters.keys())]
+    problems += [
+        f"{n}: expected shape {tuple(parameters[n].shape)}, got {tuple(found[n].shape)}"
+        for n in sorted(parameters.keys() & found.keys())
+        if parameters[n].shape != found[n].shape
+    ]
+    problems += [f"{n}: NaN or infinite" for n, t in found.items() if not t.isfinite().all()]
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise DataError(f"{path}: {'; '.join(problems[:5])}{more}.")
+    for name, parameter in parameters.items():
+        parameter.data.copy_(found[name])
 
 
 def _named(what: str, names: Iterable[str], most: int = 5) -> list[str]:

@@ -337,6 +337,24 @@ def test_a_model_with_a_history_is_shown_when_acting_what_it_was_in_training(
         actions(**{"observation/state": np.full(4, np.nan, np.float32)})
 
 
+def test_broken_weights_are_refused_by_name_when_acting(checkpoint: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    for name in ("config.json", "normalisation.json", "event_plans.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    path = tmp_path / "model.safetensors"
+    with pytest.raises(DataError, match=r"model\.safetensors: expected a safetensors file, got"):
+        Policy(tmp_path)
+    weights = load_file(checkpoint / "model.safetensors")
+    del weights["action.head.bias"]
+    save_file(weights | {"more": torch.zeros(1)}, path)
+    with pytest.raises(DataError, match=r"action\.head\.bias: missing; more: unknown\."):
+        Policy(tmp_path)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match="expected a safetensors file, got"):
+        Policy(tmp_path)
+
+
 def test_a_model_that_cannot_act_says_so(checkpoint: Path, tmp_path: Path) -> None:
     for name in ("model.safetensors", "normalisation.json", "event_plans.json"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())

@@ -7,12 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import DataError, UserError
+from components.errors import UserError
 from components.pretraining.initial import Initial
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from models.reasoner import Reasoner
     from models.wall import WallModel
     from models.wam import WorldActionModel
@@ -66,28 +64,14 @@ def _usable(model: WallModel | WorldActionModel | Reasoner) -> tuple[set[str], s
 def _load_ours(
     model: WallModel | WorldActionModel | Reasoner, folder: Path, config: dict[str, Any]
 ) -> None:
-    from safetensors.torch import load_file
+    from components.weights import load_all
 
     if wrong := _other_sizes(model, config):
         raise UserError(
             f"{folder}: {'; '.join(wrong)}. Train the same preset, cameras and encoders, or start "
             "from random numbers."
         )
-    found = load_file(folder / "model.safetensors")
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
-    problems = [f"{n}: missing" for n in sorted(parameters.keys() - found.keys())]
-    problems += [f"{n}: unknown" for n in sorted(found.keys() - parameters.keys())]
-    problems += [
-        f"{n}: expected shape {tuple(parameters[n].shape)}, got {tuple(found[n].shape)}"
-        for n in sorted(parameters.keys() & found.keys())
-        if parameters[n].shape != found[n].shape
-    ]
-    problems += [f"{n}: NaN or infinite" for n, t in found.items() if not t.isfinite().all()]
-    if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise DataError(f"{folder}/model.safetensors: {'; '.join(problems[:5])}{more}.")
-    for name, parameter in parameters.items():
-        parameter.data.copy_(found[name])
+    load_all(model, folder / "model.safetensors")
 
 
 def _other_sizes(

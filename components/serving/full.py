@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from components import encoders
 from components.errors import DataError, UserError
 from components.serving.asked import Asked, Expected, Told
+from components.weights import load_all
 from models.acting import Chunk, Plan, plan
 from models.masks import shown
 from models.wall import WallModel
@@ -35,7 +35,7 @@ class FullModel:
         _check_acts(checkpoint, self.values)
         self.shape = WallShape.from_dict(config["shape"])
         self.model = WallModel(self.shape)
-        self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        load_all(self.model, checkpoint / "model.safetensors")
         self.model.eval()
         self.size_px, self.max_steps = config["picture_px"], self.shape.max_steps
         self.clean = 1 + self.values["history_frames"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 
 from components.sentences import embed
 from components.serving.asked import Asked, Expected, Told
+from components.weights import load_all
 from models.acting import PAIRS
 from models.batch import Batch
 from models.wam import Shape, WorldActionModel
@@ -24,7 +24,7 @@ class SmallModel:
         self.shape = Shape(**config["shape"])
         self.denoise_steps = config["pretraining"]["denoise_steps"]
         self.model = WorldActionModel(self.shape)
-        self.model.load_state_dict(load_file(checkpoint / "model.safetensors"))
+        load_all(self.model, checkpoint / "model.safetensors")
         self.model.eval()
         self.size_px, self.max_steps = self.shape.key_px, self.shape.max_steps
         self.history, self.every_s = 0, 0.0
