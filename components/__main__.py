@@ -17,6 +17,7 @@ import importlib
 import inspect
 import json
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,12 @@ STAGES = (
     "evaluation",
     "registration",
 )
-WITHOUT_PANDAS = ("segmentation", "captioning", "clustering", "sampling")
+WITHOUT_PANDAS = {  # stages that never touch it, and what of theirs would import it
+    "segmentation": (),
+    "captioning": (),
+    "clustering": ("sklearn.cluster",),
+    "sampling": (),
+}
 
 
 class _Absent:
@@ -45,10 +51,11 @@ class _Absent:
             raise ModuleNotFoundError("pandas is left out", name=name)
 
 
-def keep_pandas_out() -> None:
-    """Let pyarrow look for pandas, which it does once, and find none.
+def keep_pandas_out(modules: Iterable[str] = ()) -> None:
+    """Let pyarrow and these modules look for pandas, which they do once, and find none.
 
-    It would import it with its first array: 0.2 s, a third of such a stage when little is new.
+    They would import it, pyarrow with its first array: 0.2 s, a third of such a stage when little
+    is new.
     """
     absent = _Absent()
     sys.meta_path.insert(0, absent)
@@ -56,6 +63,8 @@ def keep_pandas_out() -> None:
         import pyarrow as pa
 
         pa.array([0])
+        for module in modules:
+            importlib.import_module(module)
     finally:
         sys.meta_path.remove(absent)
 
@@ -65,7 +74,7 @@ def run_stage(stage: str, paths: list[str]) -> None:
     if stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}; expected one of {', '.join(STAGES)}.")
     if stage in WITHOUT_PANDAS:
-        keep_pandas_out()
+        keep_pandas_out(WITHOUT_PANDAS[stage])
     module = importlib.import_module(f"components.{stage}.stage")
     wanted = [n for n in inspect.signature(module.run).parameters if n != "config"]
     if len(paths) != len(wanted):

@@ -67,8 +67,10 @@ def captioning(
     _values: dict[str, Any], _episodes: Path, events: Path, _corrections: Path, captions: Path
 ) -> None:
     about = {"captioner": "test", "model_digest": "", "prompt_digest": "", "checks": "{}"}
+    prompt = Path("components/captioning/prompts/said.md")
+    said = prompt.read_text() if prompt.is_file() else "words"
     rows: Rows = [
-        {"event_id": row["event_id"], "level": level, "text": f"{level} words", **about}
+        {"event_id": row["event_id"], "level": level, "text": f"{level} {said}", **about}
         for row in read(events / "events.parquet", records.EVENTS)
         for level in ("action", "task")
     ]

@@ -359,6 +359,24 @@ def test_the_stage_writes_equal_bytes_one_row_per_event_and_level(tmp_path: Path
     assert len({row["model_digest"] for row in rows}) == 1
 
 
+def test_only_new_episodes_are_told_and_the_bytes_are_those_of_a_run_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = [dataclasses.replace(made.pick_and_place(), episode_id=f"{i:020x}") for i in (2, 0, 1)]
+    told: list[str] = []
+    real = stage.told
+    monkeypatch.setattr(stage, "told", lambda e, *a: told.append(e.episode_id) or real(e, *a))
+    captioned(tmp_path / "some", taken[:2])
+    told.clear()
+    grown, _ = captioned(tmp_path / "all", taken)
+    assert told == [taken[2].episode_id]
+    monkeypatch.setenv("WAMFLOW_STORE", str(tmp_path / "empty"))
+    paths = (tmp_path / "all/episodes", tmp_path / "all/events", made.nothing_said(tmp_path))
+    assert stage.run(*paths, tmp_path / "afresh", config=CONFIG) == grown
+    wanted = outputs.sha256_folder(tmp_path / "afresh")
+    assert outputs.sha256_folder(tmp_path / "all/captions") == wanted
+
+
 def test_events_of_other_episodes_are_refused(tmp_path: Path) -> None:
     folder = made.folder(tmp_path / "episodes", [made.pick_and_place()])
     nobody = made.nothing_said(tmp_path)

@@ -9,13 +9,16 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
 import pytest
+from scipy.spatial.distance import cdist
 from sklearn.metrics import adjusted_rand_score
 
 from components import lerobot, outputs, records, sentences
 from components.clustering import descriptors, groups, names, stage
 from components.episodes import Episode
 from components.errors import DataError
+from components.row_shards import encoded
 
 FPS = 20.0
 CONFIG = stage.Config(
@@ -168,9 +171,15 @@ def moves(scale: float, embodiment: str) -> list[descriptors.Kinematics]:
     ]
 
 
+def table(events: list[descriptors.Kinematics]) -> pa.Table:
+    return encoded(
+        pa.Table.from_pylist([each.row() for each in events], schema=descriptors.MEASURED)
+    )
+
+
 def test_units_do_not_matter() -> None:
     metres, millimetres = moves(1.0, "a"), moves(1000.0, "b")
-    features = descriptors.action_features(metres + millimetres)
+    features = descriptors.action_features(table(metres + millimetres))
     np.testing.assert_allclose(features[:12], features[12:], atol=1e-4)
     assert features.shape == (24, len(descriptors.SCALARS) + 3)
     assert np.abs(features).max() <= descriptors.LIMIT
@@ -193,7 +202,7 @@ def test_robots_with_other_joints_live_in_columns_of_their_own() -> None:
         descriptors.measure(joints, 0, 5),
         descriptors.measure(joints, 2, 9),
     ]
-    features = descriptors.action_features(events)
+    features = descriptors.action_features(table(events))
     assert features.shape == (14, 4 + 3 + 5)
     assert not features[:12, 7:].any()
     assert not features[12:, 4:7].any()
@@ -204,20 +213,32 @@ def test_robots_with_other_joints_live_in_columns_of_their_own() -> None:
 def test_picture_share_is_the_share_of_variance() -> None:
     generator = np.random.default_rng(0)
     words = generator.normal(size=(50, 384)).astype(np.float32) * 3
-    pictures = generator.uniform(size=(50, 192))
+    pictures = generator.uniform(size=(50, 192)).astype(np.float32)
     for share in (0.25, 0.5):
-        joint = descriptors.joint_features(words, pictures, share)
+        joint = descriptors.joint_features(words, np.arange(50), pictures, share)
         variance = joint.var(axis=0)
         assert variance[384:].sum() / variance.sum() == pytest.approx(share, abs=1e-6)
-    assert descriptors.joint_features(words, pictures, 0.0).shape == (50, 384)
+    assert descriptors.joint_features(words, np.arange(50), pictures, 0.0).shape == (50, 384)
+
+
+def test_fewer_columns_keep_every_distance() -> None:
+    words = np.random.default_rng(0).normal(size=(30, 384)).astype(np.float32)
+    words[7] = words[3]
+    found = descriptors.compact(words)
+    assert found.shape == (30, 30)
+    np.testing.assert_allclose(cdist(found, found), cdist(words, words), atol=1e-4)
+    many = np.random.default_rng(0).normal(size=(500, 384)).astype(np.float32)
+    np.testing.assert_allclose(
+        cdist(*[descriptors.compact(many)] * 2), cdist(many, many), atol=1e-4
+    )
 
 
 def test_noise_of_a_codec_is_not_blown_up_and_missing_pictures_are_neutral() -> None:
     generator = np.random.default_rng(0)
     words = generator.normal(size=(50, 384)).astype(np.float32)
-    still = 0.5 + generator.normal(size=(50, 192)) * 1e-4
+    still = (0.5 + generator.normal(size=(50, 192)) * 1e-4).astype(np.float32)
     still[0] = np.nan
-    joint = descriptors.joint_features(words, still, 0.5)
+    joint = descriptors.joint_features(words, np.arange(50), still, 0.5)
     assert joint[:, 384:].var(axis=0).sum() < 0.01 * joint[:, :384].var(axis=0).sum()
     np.testing.assert_allclose(joint[0, 384:], 0.0, atol=1e-9)
 
@@ -225,7 +246,7 @@ def test_noise_of_a_codec_is_not_blown_up_and_missing_pictures_are_neutral() -> 
 def test_names_say_direction_gripper_and_pace() -> None:
     up = [descriptors.measure(arm(t * [0, 0, 1.0], np.ones(11)), 0, 10) for t in ramps(6)]
     close = [descriptors.measure(arm(t * [0.001, 0, 0], 1 - t[:, 0]), 0, 10) for t in ramps(6)]
-    events = up + close
+    events = table(up + close)
     labels = np.repeat([0, 1], 6)
     found = names.action_names(labels, events, descriptors.action_features(events))
     assert found["0"].startswith("moves +z")
@@ -349,7 +370,7 @@ def test_the_stage_groups_what_is_said_and_what_is_done(inputs: Path, tmp_path: 
     captions = records.read(inputs / "captions/captions.parquet", records.CAPTIONS).to_pylist()
     said = {row["event_id"]: row["text"] for row in captions if row["level"] == "action"}
     task = {row["event_id"]: row["text"] for row in captions if row["level"] == "task"}
-    ids = sorted(clusters)
+    ids = list(clusters)
     assert sorted(said) == ids
     action = [clusters[i]["action_cluster"] for i in ids]
     joint = [clusters[i]["joint_cluster"] for i in ids]
@@ -457,6 +478,29 @@ def test_what_was_measured_and_said_before_is_not_measured_again(
     monkeypatch.setenv("WAMFLOW_STORE", str(tmp_path / "empty"))
     with pytest.raises(AssertionError, match="this was kept"):
         cluster(inputs, tmp_path / "anew")
+
+
+def test_new_episodes_give_the_bytes_of_a_run_afresh(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = records.read(inputs / "events/events.parquet", records.EVENTS)
+    some = table.filter(pa.array([not i.endswith("1") for i in table["episode_id"].to_pylist()]))
+    assert 0 < len(some) < len(table)
+    outputs.write_table(tmp_path / "events/events.parquet", some)
+    paths = (inputs / "episodes", tmp_path / "events", inputs / "captions", tmp_path / "some")
+    stage.run(*paths, config=CONFIG)
+    measured: list[str] = []
+    real = descriptors.measure
+    monkeypatch.setattr(
+        descriptors, "measure", lambda e, *a: measured.append(e.episode_id) or real(e, *a)
+    )
+    cluster(inputs, tmp_path / "grown")
+    assert set(measured) == set(table["episode_id"].to_pylist()) - set(
+        some["episode_id"].to_pylist()
+    )
+    monkeypatch.setenv("WAMFLOW_STORE", str(tmp_path / "empty"))
+    cluster(inputs, tmp_path / "afresh")
+    assert outputs.sha256_folder(tmp_path / "grown") == outputs.sha256_folder(tmp_path / "afresh")
 
 
 def test_a_sample_finds_the_groups_of_all_points(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import stat
 import sys
@@ -610,6 +611,23 @@ def test_a_changed_prompt_makes_captioning_stale_and_nothing_before_it(past: Pat
     finally:
         shutil.rmtree(prompts)
     assert stale() == []
+
+
+def test_a_changed_prompt_runs_captioning_and_what_follows_only_where_words_change(
+    clone: Path,
+) -> None:
+    command(clone, "git", "checkout", "-q", "run/second")
+    command(clone, sys.executable, "-m", "dvc", "checkout", "-q")
+    prompts = clone / "components" / "captioning" / "prompts"
+    prompts.mkdir()
+
+    def ran(file: str, text: str) -> list[str]:
+        (prompts / file).write_text(text)
+        said = command(clone, sys.executable, "-m", "dvc", "repro", "pretraining")
+        return re.findall(r"Running stage '(\w+)'", said)
+
+    assert ran("unused.md", "a prompt that changes no words") == ["captioning"]
+    assert ran("said.md", "other words")[:2] == ["captioning", "clustering"]
 
 
 def test_lineage_reaches_initial_weights(past: Path, tmp_path: Path) -> None:

@@ -7,21 +7,39 @@ joints has a space of its own, and is zero in all others.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from components.episodes import GRIPPER, Episode, Seconds
+from components.row_shards import numbers, values
 
 Vector = npt.NDArray[np.float64]
+Points = npt.NDArray[np.float32]
 
 END_EFFECTOR: tuple[str, ...] = ("x", "y", "z")
 SCALARS = ("path", "duration", "speed", "gripper")
 LIMIT = 3.0  # standard deviations; beyond it, one odd event would be a cluster of its own
 THUMBNAIL = (8, 8)  # height, width: enough for where the colours lie
 GREY_LEVEL = 1.0 / 255.0
+MEASURED = pa.schema(  # of events
+    {
+        "event_id": pa.string(),
+        "embodiment": pa.string(),
+        "space": pa.string(),
+        "axes": pa.string(),  # JSON
+        "displacement": pa.list_(pa.float64()),
+        "path": pa.float64(),
+        "duration_s": pa.float64(),
+        "speed": pa.float64(),
+        "gripper": pa.float64(),
+        "picture": pa.binary(),  # uint8 (192,); null where none was asked for or there is none
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -37,15 +55,10 @@ class Kinematics:
     speed: float  # path / duration
     gripper: float  # change of the mean measured (else commanded) gripper
 
-    def as_dict(self) -> dict[str, Any]:
-        """As JSON can say it."""
-        return asdict(self) | {"displacement": self.displacement.tolist()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Kinematics:
-        """The same again, to the bit."""
-        vector = np.array(values["displacement"], dtype=np.float64)
-        return cls(**{**values, "axes": tuple(values["axes"]), "displacement": vector})
+    def row(self) -> dict[str, Any]:
+        """Its part of a row of MEASURED."""
+        named = {"displacement": self.displacement.tolist(), "axes": json.dumps(self.axes)}
+        return asdict(self) | named
 
 
 def measure(episode: Episode, start_frame: int, end_frame: int) -> Kinematics:
@@ -74,8 +87,8 @@ def measure(episode: Episode, start_frame: int, end_frame: int) -> Kinematics:
     )
 
 
-def action_features(events: list[Kinematics]) -> Vector:
-    """(N, F): four scalars (order of SCALARS), then the displacement in its own space's columns.
+def action_features(events: pa.Table) -> Vector:
+    """(N, F) of MEASURED: four scalars (order of SCALARS), then the displacement in its own space.
 
     Scalars are z-scores within the embodiment (the gripper's change keeps its zero and is divided
     by its root mean square), clipped to +-3. The displacement is divided so that it weighs as three
@@ -84,21 +97,26 @@ def action_features(events: list[Kinematics]) -> Vector:
     spaces = columns(events)
     width = len(SCALARS) + sum(len(axes) for _, axes in spaces.values())
     features = np.zeros((len(events), width))
-    for embodiment in sorted({event.embodiment for event in events}):
-        rows = [i for i, event in enumerate(events) if event.embodiment == embodiment]
-        mine = [events[i] for i in rows]
-        scalars = np.array([[e.path, np.log1p(e.duration_s), e.speed, e.gripper] for e in mine])
-        features[rows, :3] = _z_scores(scalars[:, :3])
-        features[rows, 3] = _over_rms(scalars[:, 3:])[:, 0]
-        offset, axes = spaces[mine[0].space]
-        block = _over_rms(np.stack([e.displacement for e in mine])) * np.sqrt(3.0)
-        features[rows, offset : offset + len(axes)] = block
+    scalars = np.column_stack(
+        [events[name].to_numpy() for name in ("path", "duration_s", "speed", "gripper")]
+    )
+    scalars[:, 1] = np.log1p(scalars[:, 1])
+    embodiments, of = values(events["embodiment"])
+    for _, number in sorted(zip(embodiments, range(len(embodiments)), strict=True)):
+        rows = np.flatnonzero(of == number)
+        features[rows, :3] = _z_scores(scalars[rows, :3])
+        features[rows, 3] = _over_rms(scalars[rows, 3:])[:, 0]
+        mine = events.take(numbers(rows))
+        offset, axes = spaces[mine["space"][0].as_py()]
+        ways = mine["displacement"].combine_chunks().flatten().to_numpy().reshape(-1, len(axes))
+        features[rows, offset : offset + len(axes)] = _over_rms(ways) * np.sqrt(3.0)
     return np.clip(features, -LIMIT, LIMIT)
 
 
-def columns(events: list[Kinematics]) -> dict[str, tuple[int, tuple[str, ...]]]:
+def columns(events: pa.Table) -> dict[str, tuple[int, tuple[str, ...]]]:
     """Of each space: its first column in the features and the names of its axes."""
-    axes = {event.space: event.axes for event in events}
+    different = events.select(["space", "axes"]).group_by(["space", "axes"]).aggregate([])
+    axes = {row["space"]: tuple(json.loads(row["axes"])) for row in different.to_pylist()}
     found, offset = {}, len(SCALARS)
     for space in sorted(axes):
         found[space] = (offset, axes[space])
@@ -112,28 +130,55 @@ def thumbnails(episode: Episode, starts_s: Seconds) -> npt.NDArray[np.uint8]:
     return clip.frames(starts_s, THUMBNAIL).reshape(len(starts_s), -1)
 
 
-def joint_features(sentences: npt.NDArray[np.float32], pictures: Vector, share: float) -> Vector:
-    """(N, 384 + 192): what is said beside what is seen; `share` of the variance is the pictures'.
+def seen(events: pa.Table) -> Points:
+    """(N, 192) pictures of MEASURED, 0 to 1; NaN where there is none."""
+    column = events["picture"]
+    dark = column.is_null().to_numpy()
+    pictures = np.full((len(events), 3 * THUMBNAIL[0] * THUMBNAIL[1]), np.nan, np.float32)
+    bright = b"".join(column.drop_null().to_pylist())
+    pictures[~dark] = np.frombuffer(bright, np.uint8).reshape(-1, pictures.shape[1]) / 255.0
+    return pictures
 
-    Pictures that differ by less than a grey level are noise of the codec and stay small; an event
-    without a picture gets the mean of the others.
+
+def compact(sentences: Points) -> Points:
+    """(D, 384) in as many columns as it has dimensions, at most D; distances stay.
+
+    A few hundred events say few different things, and k-means costs what it has columns.
     """
-    said = _unit_variance(sentences.astype(np.float64), floor=0.0)
+    coordinates: Points = np.asarray(np.linalg.qr(sentences.T, mode="r"), dtype=np.float32).T
+    return coordinates
+
+
+def joint_features(
+    sentences: Points, said: npt.NDArray[np.intp], pictures: Points, share: float
+) -> Points:
+    """(N, W + 192): what is said beside what is seen; `share` of the variance is the pictures'.
+
+    Event i says `sentences[said[i]]`, of different ones (D, W), and shows `pictures[i]`.
+    Pictures that differ by less than a grey level are noise of the codec and stay small; an event
+    without a picture (NaN) gets the mean of the others.
+    """
+    counts = np.bincount(said, minlength=len(sentences))
+    mean = counts @ sentences.astype(np.float64) / len(said)
+    words = _unit_variance(sentences - mean, counts, floor=0.0)
     dark: npt.NDArray[np.bool_] = np.isnan(pictures[:, 0])
     if share == 0.0 or dark.all():
-        return said
-    mean = pictures[~dark].mean(axis=0)
-    seen = _unit_variance(np.where(dark[:, None], mean, pictures), GREY_LEVEL)
-    return np.hstack([np.sqrt(1.0 - share) * said, np.sqrt(share) * seen])
+        return words[said]
+    centred = pictures - pictures[~dark].mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred[dark] = 0.0
+    seen = _unit_variance(centred, np.ones(len(said)), GREY_LEVEL)
+    joint = np.empty((len(said), words.shape[1] + seen.shape[1]), np.float32)
+    joint[:, : words.shape[1]] = (np.float32(np.sqrt(1.0 - share)) * words)[said]
+    joint[:, words.shape[1] :] = np.float32(np.sqrt(share)) * seen
+    return joint
 
 
-def _unit_variance(values: Vector, floor: float) -> Vector:
-    """Centred and divided by one number, so that squared distances to the mean average 1."""
-    centred = values - values.mean(axis=0)
-    floor_total = floor * np.sqrt(values.shape[1])
-    scale = max(float(np.sqrt((centred**2).sum(axis=1).mean())), floor_total)
-    unit: Vector = centred / max(scale, 1e-9)
-    return unit
+def _unit_variance(centred: npt.NDArray[Any], counts: npt.NDArray[Any], floor: float) -> Points:
+    """Divided by one number, so that squared lengths, `counts` of each, average 1; float32."""
+    lengths = np.einsum("nf,nf->n", centred, centred)
+    floor_total = floor * np.sqrt(centred.shape[1])
+    scale = max(float(np.sqrt(counts @ lengths / counts.sum())), floor_total)
+    return np.asarray(centred / max(scale, 1e-9), dtype=np.float32)
 
 
 def _z_scores(values: Vector) -> Vector:

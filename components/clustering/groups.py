@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-Points = npt.NDArray[np.float64]
+Points = npt.NDArray[np.floating]
 Labels = npt.NDArray[np.int64]
 
 DECIMALS = 6  # differences below are rounding, not meaning
@@ -20,16 +20,25 @@ def group(points: Points, k: int, seed: int, restarts: int) -> tuple[Labels, flo
     """
     from threadpoolctl import threadpool_limits
 
-    rounded = np.round(points, DECIMALS) + 0.0  # + 0.0: no negative zeros
+    rounded = np.round(points, DECIMALS)
+    rounded += 0.0  # no negative zeros
     with threadpool_limits(1):
-        labels, inertia = _fit(rounded, k, seed, restarts)
-    total = float(((rounded - rounded.mean(axis=0)) ** 2).sum())
-    explained = 1.0 - inertia / total if total > 0 else 1.0
-    return canonical(labels), explained
+        labels = canonical(_fit(rounded, k, seed, restarts))
+    return labels, explained(rounded, labels)
 
 
-def _fit(points: Points, k: int, seed: int, restarts: int) -> tuple[npt.NDArray[np.int32], float]:
-    """Labels (N,) and the sum of squared distances to the centres."""
+def explained(points: Points, labels: Labels) -> float:
+    """Share of the variance of (N, F) that lies between the clusters, 0 to 1."""
+    centred = points - points.mean(axis=0, dtype=np.float64).astype(points.dtype)
+    total = float(np.einsum("nf,nf->n", centred, centred).sum(dtype=np.float64))
+    members = (labels == np.arange(labels.max() + 1)[:, None]).astype(points.dtype)
+    sums = (members @ centred).astype(np.float64)  # (K, F)
+    between = float(((sums**2).sum(axis=1) / np.bincount(labels)).sum())
+    return between / total if total > 0 else 1.0
+
+
+def _fit(points: Points, k: int, seed: int, restarts: int) -> npt.NDArray[np.int32]:
+    """Labels (N,)."""
     from sklearn.cluster import KMeans
 
     some = points
@@ -38,10 +47,10 @@ def _fit(points: Points, k: int, seed: int, restarts: int) -> tuple[npt.NDArray[
         some = points[np.sort(chosen)]
     start = KMeans(_different(some, k), n_init=restarts, random_state=seed).fit(some)
     if some is points:
-        return start.labels_, float(start.inertia_)
+        return np.asarray(start.labels_)
     centres = start.cluster_centers_
     fit = KMeans(len(centres), init=centres, n_init=1, random_state=seed).fit(points)
-    return fit.labels_, float(fit.inertia_)
+    return np.asarray(fit.labels_)
 
 
 def _different(points: Points, most: int) -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
-from components.clustering.descriptors import SCALARS, Kinematics, Vector, columns
+from components.clustering.descriptors import SCALARS, Vector, columns
 from components.clustering.groups import Labels
+from components.row_shards import values
 
 CLEAR = 0.7  # standard deviations from the mean that deserve a word
 
@@ -21,21 +24,26 @@ def caption_names(labels: Labels, captions: list[str]) -> dict[str, str]:
     return _numbered(names)
 
 
-def action_names(labels: Labels, events: list[Kinematics], features: Vector) -> dict[str, str]:
+def action_names(labels: Labels, events: pa.Table, features: Vector) -> dict[str, str]:
     """Of each cluster what stands out in its mean: direction, gripper, length, speed."""
-    names = []
-    for label in range(int(labels.max()) + 1):
-        rows = np.flatnonzero(labels == label)
-        names.append(_describe([events[i] for i in rows], features[rows], columns(events)))
-    return _numbered(names)
+    spaces, (names, of) = columns(events), values(events["space"])
+    of_event = np.array(names)[of]
+    return _numbered(
+        [
+            _describe(of_event[labels == label], features[labels == label], spaces)
+            for label in range(int(labels.max()) + 1)
+        ]
+    )
 
 
 def _describe(
-    events: list[Kinematics], features: Vector, spaces: dict[str, tuple[int, tuple[str, ...]]]
+    of_event: npt.NDArray[np.str_],
+    features: Vector,
+    spaces: dict[str, tuple[int, tuple[str, ...]]],
 ) -> str:
-    space = Counter(event.space for event in events).most_common(1)[0][0]
+    space = Counter(of_event.tolist()).most_common(1)[0][0]
     offset, axes = spaces[space]
-    inside = features[[event.space == space for event in events]]
+    inside = features[of_event == space]
     words = [_direction(inside[:, offset : offset + len(axes)].mean(axis=0), axes)]
     mean = dict(zip(SCALARS, features[:, : len(SCALARS)].mean(axis=0), strict=True))
     for scalar, low, high in (

@@ -12,10 +12,13 @@ episodes cost what they are; k-means itself sees all events at once, in every ru
 from __future__ import annotations
 
 from base64 import b64decode, b64encode
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from components import outputs, records
@@ -23,9 +26,12 @@ from components.errors import DataError
 
 if TYPE_CHECKING:
     from components.episodes import Episode, Episodes
+    from components.events_by_episode import EventsByEpisode
+    from components.row_shards import RowShards
     from components.shards import Shards
 
 SPAN = ["event_id", "episode_id", "start_frame", "end_frame", "start_s"]
+LEVELS = ("task", "subtask", "action", "segment")
 AT_ONCE = 1024  # episodes or texts after which what is done is kept
 
 
@@ -68,18 +74,23 @@ def run(episodes: Path, events: Path, captions: Path, clusters: Path, *, config:
     from components import sentences
     from components.clustering import descriptors, groups, names
     from components.episodes import Episodes
-    from components.shards import Shards
+    from components.events_by_episode import EventsByEpisode
+    from components.row_shards import RowShards
 
     table = records.read(events / "events.parquet", records.EVENTS).select(SPAN)
-    rows = table.sort_by("event_id").to_pylist()
-    if not rows:
+    if not len(table):
         raise DataError(f"{events}/events.parquet: no events; expected some. See data/quarantine.")
-    said = _captions(captions / "captions.parquet", [row["event_id"] for row in rows])
-    kept = Shards("clustering", {"sentences": sentences.DIGEST})
-    done, seen = _describe(Episodes(episodes), rows, config.picture_share > 0, kept)
-    texts = [". ".join(levels[level] for level in config.caption_levels) for levels in said]
-    joint = descriptors.joint_features(_embed(texts, kept), seen, config.picture_share)
-    action = descriptors.action_features(done)
+    kept = RowShards("clustering", {"sentences": sentences.DIGEST})
+    pictured = config.picture_share > 0
+    measured = _measured(Episodes(episodes), EventsByEpisode(table), pictured, kept)
+    event_ids = measured["event_id"].to_pylist()
+    said = _captions(captions / "captions.parquet", event_ids)
+    texts, of_text = said.joined(config.caption_levels)
+    sentence = descriptors.compact(_embed(texts, kept))
+    joint = descriptors.joint_features(
+        sentence, of_text, descriptors.seen(measured), config.picture_share
+    )
+    action = descriptors.action_features(measured)
     by_joint, joint_explained = groups.group(
         joint, config.joint_clusters, config.seed, config.restarts
     )
@@ -87,18 +98,15 @@ def run(episodes: Path, events: Path, captions: Path, clusters: Path, *, config:
         action, config.action_clusters, config.seed, config.restarts
     )
     named = {
-        "joint": names.caption_names(by_joint, [levels["action"] for levels in said]),
-        "action": names.action_names(by_action, done, action),
+        "joint": names.caption_names(by_joint, said.texts("action")),
+        "action": names.action_names(by_action, measured, action),
     }
     with outputs.whole_folder(clusters) as out:
-        table = [
-            {"event_id": row["event_id"], "joint_cluster": int(j), "action_cluster": int(a)}
-            for row, j, a in zip(rows, by_joint, by_action, strict=True)
-        ]
-        records.write(out / "clusters.parquet", table, records.CLUSTERS, "event_id")
+        columns = {"event_id": event_ids, "joint_cluster": by_joint, "action_cluster": by_action}
+        outputs.write_table(out / "clusters.parquet", pa.table(columns, schema=records.CLUSTERS))
         outputs.write_json(out / "names.json", named)
     return Report(
-        events=len(rows),
+        events=len(event_ids),
         joint_clusters=len(named["joint"]),
         action_clusters=len(named["action"]),
         joint_explained=round(joint_explained, 6),
@@ -108,32 +116,50 @@ def run(episodes: Path, events: Path, captions: Path, clusters: Path, *, config:
     )
 
 
-def _captions(path: Path, event_ids: list[str]) -> list[dict[str, str]]:
-    """Of each event its texts by level, all four. DataError names events that lack one."""
-    texts: dict[str, dict[str, str]] = {}
-    table = records.read(path, records.CAPTIONS)
-    columns = (table[name].to_pylist() for name in ("event_id", "level", "text"))
-    for event_id, level, text in zip(*columns, strict=True):
-        texts.setdefault(event_id, {})[level] = text
-    levels = ("task", "subtask", "action", "segment")
-    lacking = [
-        f"{event_id} ({level})"
-        for event_id in event_ids
-        if not all(map(texts.get(event_id, {}).get, levels))
-        for level in levels
-        if not texts.get(event_id, {}).get(level)
-    ]
-    if lacking:
+class Said(NamedTuple):
+    """What is said of N events on each level: `different[of[i, level]]`."""
+
+    different: list[str]
+    of: npt.NDArray[np.int64]  # (N, 4), levels in the order of LEVELS
+
+    def texts(self, level: str) -> list[str]:
+        """One level of all events."""
+        return [self.different[place] for place in self.of[:, LEVELS.index(level)].tolist()]
+
+    def joined(self, levels: Sequence[str]) -> tuple[list[str], npt.NDArray[np.intp]]:
+        """Different texts (D,) of some levels read together, and which one each event has (N,)."""
+        chosen = self.of[:, [LEVELS.index(level) for level in levels]]
+        rows, of = np.unique(chosen, axis=0, return_inverse=True)
+        return [". ".join(self.different[place] for place in row) for row in rows], of
+
+
+def _captions(path: Path, event_ids: list[str]) -> Said:
+    """What is said of each event. DataError names events that lack a text on any level."""
+    from components.row_shards import encoded, values
+
+    table = encoded(records.read(path, records.CAPTIONS).select(["event_id", "level", "text"]))
+    ids, of_event = values(table["event_id"])
+    levels, of_level = values(table["level"])
+    texts, of_text = values(table["text"])
+    place = {event_id: number for number, event_id in enumerate(event_ids)}
+    rows = np.array([place.get(i, -1) for i in ids], dtype=np.int64)[of_event]
+    columns = np.array([LEVELS.index(v) if v in LEVELS else -1 for v in levels])[of_level]
+    empty = np.array([not text for text in texts], dtype=bool)[of_text]
+    there = (rows >= 0) & (columns >= 0) & ~empty
+    of = np.full((len(event_ids), len(LEVELS)), -1)
+    of[rows[there], columns[there]] = of_text[there]
+    if (lacking := np.argwhere(of < 0)).size:
+        first = ", ".join(f"{event_ids[row]} ({LEVELS[column]})" for row, column in lacking[:3])
         raise DataError(
-            f"{path}: {len(lacking)} caption(s) are missing, first {', '.join(lacking[:3])}; "
-            f"expected one for each event and level ({', '.join(levels)}). Run captioning again."
+            f"{path}: {len(lacking)} caption(s) are missing, first {first}; "
+            f"expected one for each event and level ({', '.join(LEVELS)}). Run captioning again."
         )
-    return [texts[event_id] for event_id in event_ids]
+    return Said(texts, of)
 
 
 def _embed(texts: list[str], kept: Shards) -> Any:
-    """Vectors of the texts, float32 (N, 384); each different text is embedded once, ever."""
-    from components.sentences import WIDTH, embed
+    """Vectors of the texts, float32 (D, 384); each different text is embedded once, ever."""
+    from components.sentences import embed
     from components.shards import key
 
     names = {text: key("text", text) for text in texts}
@@ -144,48 +170,54 @@ def _embed(texts: list[str], kept: Shards) -> Any:
         packed = {names[t]: _packed(v) for t, v in zip(some, embed(some), strict=True)}
         kept.keep(packed)
         found |= packed
-    vectors = np.stack([np.frombuffer(b64decode(found[name]), "<f4") for name in names.values()])
-    place = {text: number for number, text in enumerate(names)}
-    return vectors.reshape(-1, WIDTH)[[place[text] for text in texts]]
+    return np.stack([np.frombuffer(b64decode(found[names[text]]), "<f4") for text in texts])
 
 
 def _packed(vector: Any) -> str:
     return b64encode(np.asarray(vector, "<f4").tobytes()).decode()
 
 
-def _describe(
-    episodes: Episodes, rows: list[dict[str, Any]], with_pictures: bool, kept: Shards
-) -> tuple[list[Any], Any]:
-    """Kinematics of each row, and its thumbnail (NaN if not asked for); episodes are read once."""
+def _measured(
+    episodes: Episodes, events: EventsByEpisode, pictured: bool, kept: RowShards
+) -> pa.Table:
+    """`descriptors.MEASURED` of all events, by event id; an episode is read once, ever."""
     from components.clustering import descriptors
+    from components.row_shards import PIECE, encoded, numbers, values
+
+    names = _names(episodes, events, pictured)
+    found = kept.recall_rows(names.values(), descriptors.MEASURED)
+    done = set(values(found[PIECE])[0])
+    new = [i for i in episodes.ids if i in events and names[i] not in done]
+    tables = [found]
+    for at in range(0, len(new), AT_ONCE):
+        rows = [
+            row | {PIECE: names[i]}
+            for i in new[at : at + AT_ONCE]
+            for row in _rows(episodes[i], events[i], pictured)
+        ]
+        made = pa.Table.from_pylist(rows, schema=_with_piece(descriptors.MEASURED))
+        kept.keep_rows(made)
+        tables.append(encoded(made))
+    whole = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    ids, of = values(whole["event_id"])
+    return whole.take(numbers(np.argsort(np.array(ids)[of])))
+
+
+def _with_piece(schema: pa.Schema) -> pa.Schema:
+    from components.row_shards import PIECE
+
+    return pa.schema([pa.field(PIECE, pa.string()), *schema])
+
+
+def _names(episodes: Episodes, events: EventsByEpisode, pictured: bool) -> dict[str, str]:
+    """Of each episode the name of its measurements in the store: all that they depend on."""
     from components.shards import key
 
-    by_episode: dict[str, list[int]] = {}
-    for index, row in enumerate(rows):
-        by_episode.setdefault(row["episode_id"], []).append(index)
-    columns = _columns(episodes, list(by_episode))
-    names = {
-        i: key("episode", i, with_pictures, columns[i], [_span(rows[n]) for n in of])
-        for i, of in by_episode.items()
+    columns = _columns(episodes, list(events))
+    return {
+        i: key("episode", i, pictured, columns[i], text)
+        for i, text in events.texts("event_id", "start_frame", "end_frame").items()
     }
-    found = kept.recall(names.values())
-    known = [episode_id for episode_id in episodes.ids if episode_id in by_episode]
-    new = [episode_id for episode_id in known if names[episode_id] not in found]
-    for at in range(0, len(new), AT_ONCE):
-        some = {
-            names[i]: _measured(episodes[i], [rows[n] for n in by_episode[i]], with_pictures)
-            for i in new[at : at + AT_ONCE]
-        }
-        kept.keep(some)
-        found |= some
-    done: list[Any] = [None] * len(rows)
-    seen = np.full((len(rows), 3 * descriptors.THUMBNAIL[0] * descriptors.THUMBNAIL[1]), np.nan)
-    for episode_id, indices in by_episode.items():
-        for index, (motion, picture) in zip(indices, found[names[episode_id]], strict=True):
-            done[index] = descriptors.Kinematics.from_dict(motion)
-            if picture:
-                seen[index] = np.frombuffer(b64decode(picture), np.uint8) / 255.0
-    return done, seen
 
 
 def _columns(episodes: Episodes, ids: list[str]) -> dict[str, Any]:
@@ -201,24 +233,21 @@ def _columns(episodes: Episodes, ids: list[str]) -> dict[str, Any]:
     return {i: named[embodiments[i]] for i in ids}
 
 
-def _span(row: dict[str, Any]) -> list[Any]:
-    return [row["start_frame"], row["end_frame"], row["start_s"]]
-
-
-def _measured(
-    episode: Episode, rows: list[dict[str, Any]], with_pictures: bool
-) -> list[tuple[dict[str, Any], str]]:
-    """Of each event its kinematics, and its thumbnail where there is one, as JSON can say them."""
+def _rows(episode: Episode, events: list[dict[str, Any]], pictured: bool) -> list[dict[str, Any]]:
+    """Rows of `descriptors.MEASURED` of one episode's events."""
     from components.clustering import descriptors
 
-    for row in rows:
-        _check_span(episode, row)
-    done = [descriptors.measure(episode, row["start_frame"], row["end_frame"]) for row in rows]
-    pictures = [""] * len(rows)
-    if with_pictures and episode.clips:
-        shown = descriptors.thumbnails(episode, np.array([row["start_s"] for row in rows]))
-        pictures = [b64encode(one.tobytes()).decode() for one in shown]
-    return [(each.as_dict(), picture) for each, picture in zip(done, pictures, strict=True)]
+    for event in events:
+        _check_span(episode, event)
+    pictures: list[bytes | None] = [None] * len(events)
+    if pictured and episode.clips:
+        shown = descriptors.thumbnails(episode, np.array([event["start_s"] for event in events]))
+        pictures = [one.tobytes() for one in shown]
+    return [
+        descriptors.measure(episode, event["start_frame"], event["end_frame"]).row()
+        | {"event_id": event["event_id"], "picture": picture}
+        for event, picture in zip(events, pictures, strict=True)
+    ]
 
 
 def _check_span(episode: Episode, row: dict[str, Any]) -> None:

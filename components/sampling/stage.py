@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, Field
 
 from components import outputs, records
 from components.errors import DataError
 
-Row = dict[str, Any]
 PLAN = pa.schema(  # pretraining needs no other table to find an event
     [
         *records.PLAN,
@@ -73,60 +73,63 @@ def run(events: Path, captions: Path, clusters: Path, plan: Path, *, config: Con
         "captions": captions / "captions.parquet",
         "clusters": clusters / "clusters.parquet",
     }
-    rows = _joined(inputs)
+    table = _joined(inputs)
     held = split.validation_episodes(
-        {row["episode_id"] for row in rows}, config.validation_fraction, config.seed
+        table["episode_id"].unique().to_pylist(), config.validation_fraction, config.seed
     )
-    for row in rows:
-        row.update(
-            split="validation" if row["episode_id"] in held else "train", weight=0.0, draws=0
-        )
-    train = [row for row in rows if row["split"] == "train"]
-    train.sort(key=lambda row: (_cell(row, config.balance), row["event_id"]))
-    multipliers = np.array([_multiplier(row, config) for row in train])
+    validation = _numpy(
+        pc.is_in(table["episode_id"], value_set=pa.array(sorted(held), pa.string()))
+    )
+    cells = _cells(table, config.balance)
+    train = np.flatnonzero(~validation)
+    train = train[np.argsort(cells[train], kind="stable")]  # by cell, then by event id
+    multipliers = _multipliers(table, config)[train]
     if not multipliers.any():
-        raise DataError(_nothing_left(train, config))
-    probabilities = weights.balanced(
-        [_cell(row, config.balance) for row in train], multipliers, config.temperature
+        raise DataError(_nothing_left(table.take(train), config))
+    probability = np.zeros(len(table))
+    probability[train] = weights.balanced(cells[train], multipliers, config.temperature)
+    draws = np.zeros(len(table), dtype=np.int64)
+    draws[train] = weights.planned(probability[train], config.draws)
+    table = (
+        table.append_column("weight", pa.array(probability))
+        .append_column("draws", pa.array(draws))
+        .append_column("split", pa.array(np.where(validation, "validation", "train")))
     )
-    draws = weights.planned(probabilities, config.draws)
-    for row, probability, number in zip(train, probabilities, draws, strict=True):
-        row.update(weight=float(probability), draws=int(number))
-    report = _report(rows, config)
+    report = _report(table, validation, cells)
     with outputs.whole_folder(plan) as out:
-        records.write(out / "plan.parquet", rows, PLAN, "event_id")
+        outputs.write_table(out / "plan.parquet", table.select(PLAN.names).cast(PLAN))
         receipt = _receipt(inputs, out / "plan.parquet", report, config)
         outputs.write_json(out / "receipt.json", receipt)
     return report
 
 
-def _joined(inputs: dict[str, Path]) -> list[Row]:
+def _joined(inputs: dict[str, Path]) -> pa.Table:
     """Events with their clusters and the verdict on their action caption, sorted by event id."""
-    events = records.read(inputs["events"], records.EVENTS).sort_by("event_id").to_pylist()
-    if not events:
+    events = records.read(inputs["events"], records.EVENTS).sort_by("event_id").combine_chunks()
+    if not len(events):
         raise DataError(f"{inputs['events']}: no events; expected some to draw from.")
-    clusters = {
-        row["event_id"]: row
-        for row in records.read(inputs["clusters"], records.CLUSTERS).to_pylist()
-    }
+    clusters = records.read(inputs["clusters"], records.CLUSTERS)
     said = records.read(inputs["captions"], records.CAPTIONS)
-    columns = (said[name].to_pylist() for name in ("event_id", "level", "text", "checks"))
-    flagged = {checks: _flagged(checks) for checks in said["checks"].unique().to_pylist()}
-    verdicts = {
-        event_id: flagged[checks]
-        for event_id, level, text, checks in zip(*columns, strict=True)
-        if level == "action" and text
-    }
-    for name, found in (("clusters", clusters), ("captions", verdicts)):
-        if missing := [row["event_id"] for row in events if row["event_id"] not in found]:
+    there = pc.and_(pc.equal(said["level"], "action"), pc.not_equal(said["text"], ""))
+    said = said.filter(there)
+    wrong = [checks for checks in said["checks"].unique().to_pylist() if _flagged(checks)]
+    flagged = pc.is_in(said["checks"], value_set=pa.array(wrong, pa.string()))
+    joined = events
+    for name, found in (
+        ("clusters", clusters.select(["event_id", "joint_cluster", "action_cluster"])),
+        ("captions", said.select(["event_id"]).append_column("flagged", flagged)),
+    ):
+        places = pc.index_in(events["event_id"], value_set=found["event_id"].combine_chunks())
+        if places.null_count:
+            missing = events["event_id"].filter(places.is_null()).to_pylist()
             raise DataError(
                 f"{inputs[name]}: {len(missing)} of {len(events)} events are missing, first "
                 f"{', '.join(missing[:3])}; expected one row for each event of "
                 f"{inputs['events']} (of captions, the action level). Run the stage again."
             )
-    return [
-        {**row, **clusters[row["event_id"]], "flagged": verdicts[row["event_id"]]} for row in events
-    ]
+        for column in found.column_names[1:]:
+            joined = joined.append_column(column, found[column].take(places))
+    return joined.combine_chunks()
 
 
 def _flagged(checks: str) -> bool:
@@ -138,49 +141,62 @@ def _flagged(checks: str) -> bool:
     return any(verdict != "ok" for check, verdict in verdicts if check != "fallback")
 
 
-def _multiplier(row: Row, config: Config) -> float:
-    if row["end_s"] - row["start_s"] < config.min_event_s:
-        return 0.0
-    idle = config.idle_weight if row["kind"] == "idle" else 1.0
-    return idle * (config.flagged_weight if row["flagged"] else 1.0)
+def _numpy(column: pa.ChunkedArray) -> Any:
+    return column.to_numpy()
 
 
-def _cell(row: Row, balance: str) -> tuple[int, ...]:
+def _short(table: pa.Table, config: Config) -> Any:
+    return _numpy(table["end_s"]) - _numpy(table["start_s"]) < config.min_event_s
+
+
+def _idle(table: pa.Table) -> Any:
+    return _numpy(pc.equal(table["kind"], "idle"))
+
+
+def _multipliers(table: pa.Table, config: Config) -> Any:
+    """(N,): what idleness and flags leave of an event's weight; 0 for one that is too short."""
+    idle = np.where(_idle(table), config.idle_weight, 1.0)
+    flagged = np.where(_numpy(table["flagged"]), config.flagged_weight, 1.0)
+    return np.where(_short(table, config), 0.0, idle * flagged)
+
+
+def _cells(table: pa.Table, balance: str) -> Any:
+    """(N,): numbers of the cells, in the order of their clusters."""
     names = ("joint", "action") if balance == "both" else (balance,)
-    return tuple(row[f"{name}_cluster"] for name in names)
+    clusters = np.column_stack([_numpy(table[f"{name}_cluster"]) for name in names])
+    return np.unique(clusters, axis=0, return_inverse=True)[1]
 
 
-def _nothing_left(train: list[Row], config: Config) -> str:
-    idle = sum(row["kind"] == "idle" for row in train)
-    flagged = sum(row["flagged"] for row in train)
-    short = sum(row["end_s"] - row["start_s"] < config.min_event_s for row in train)
+def _nothing_left(train: pa.Table, config: Config) -> str:
+    idle, flagged = _idle(train).sum(), _numpy(train["flagged"]).sum()
     return (
         f"sampling: nothing to draw; of {len(train)} training events {idle} are idle "
         f"(idle_weight {config.idle_weight}), {flagged} have a flagged caption (flagged_weight "
-        f"{config.flagged_weight}), {short} are shorter than min_event_s {config.min_event_s}. "
-        "Raise those weights, lower min_event_s, or add recordings."
+        f"{config.flagged_weight}), {_short(train, config).sum()} are shorter than min_event_s "
+        f"{config.min_event_s}. Raise those weights, lower min_event_s, or add recordings."
     )
 
 
-def _report(rows: list[Row], config: Config) -> Report:
-    train = [row for row in rows if row["split"] == "train"]
-    drawn = [row for row in train if row["draws"] > 0]
-    kinds = sorted({row["kind"] for row in rows})
+def _report(table: pa.Table, validation: Any, cells: Any) -> Report:
+    draws = _numpy(table["draws"])
+    episodes = len(table["episode_id"].unique())
+    held = len(table["episode_id"].filter(pa.array(validation)).unique())
+    kinds = table.group_by("kind").aggregate([("draws", "sum")]).sort_by("kind").to_pylist()
     return Report(
-        events=len(rows),
-        train_events=len(train),
-        drawn_events=len(drawn),
-        validation_events=len(rows) - len(train),
-        train_episodes=len({row["episode_id"] for row in train}),
-        validation_episodes=len({row["episode_id"] for row in rows if row["split"] != "train"}),
-        cells=len({_cell(row, config.balance) for row in drawn}),
-        draws=sum(row["draws"] for row in rows),
-        draws_most=max(row["draws"] for row in rows),
-        draws_by_kind={k: sum(r["draws"] for r in rows if r["kind"] == k) for k in kinds},
+        events=len(table),
+        train_events=int((~validation).sum()),
+        drawn_events=int((draws > 0).sum()),
+        validation_events=int(validation.sum()),
+        train_episodes=episodes - held,
+        validation_episodes=held,
+        cells=len(np.unique(cells[draws > 0])),
+        draws=int(draws.sum()),
+        draws_most=int(draws.max()),
+        draws_by_kind={row["kind"]: row["draws_sum"] for row in kinds},
     )
 
 
-def _receipt(inputs: dict[str, Path], plan: Path, report: Report, config: Config) -> Row:
+def _receipt(inputs: dict[str, Path], plan: Path, report: Report, config: Config) -> dict[str, Any]:
     """What the plan was made from and what it promises; training echoes `plan_sha256`."""
     return {
         "plan_sha256": outputs.sha256(plan),

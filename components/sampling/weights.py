@@ -6,28 +6,24 @@ power of the cluster's size (as for languages in XLM-R, Conneau et al. 2020).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 Weights = npt.NDArray[np.float64]
 Draws = npt.NDArray[np.int64]
+Cells = npt.NDArray[np.intp]
 
 
-def balanced(cells: Sequence[Hashable], multipliers: Weights, temperature: float) -> Weights:
-    """Probability of each event in one draw, (N,), sums to 1.
+def balanced(cells: Cells, multipliers: Weights, temperature: float) -> Weights:
+    """Probability of each event in one draw, (N,), sums to 1. `cells` (N,) are numbers from 0 on.
 
     w_e is proportional to m_e * n_c^(tau - 1), where n_c counts the events of e's cell c whose
     multiplier m_e is above 0, and tau is the temperature. With equal multipliers this is
     p(c) proportional to n_c^tau and uniform within the cell: tau = 1 draws as the data are, tau = 0
     draws every cell equally often. All multipliers 0 give all weights 0.
     """
-    drawn: dict[Hashable, int] = {}
-    for cell, multiplier in zip(cells, multipliers, strict=True):
-        drawn[cell] = drawn.get(cell, 0) + int(multiplier > 0)
-    sizes = np.array([max(drawn[cell], 1) for cell in cells], dtype=np.float64)
-    weights: Weights = multipliers * sizes ** (temperature - 1.0)
+    drawn = np.bincount(cells, weights=multipliers > 0)
+    weights: Weights = multipliers * np.maximum(drawn, 1.0)[cells] ** (temperature - 1.0)
     total = float(weights.sum())
     return weights / total if total > 0 else weights
 

@@ -1,19 +1,25 @@
 """What 5 % new episodes cost in each stage after ingestion; one JSON line last.
 
-`python -m tests.benchmarks.incremental [--episodes N] [--seed N] [--repeats N]`
+`python -m tests.benchmarks.incremental [--episodes N] [--seed N] [--repeats N] [--data FOLDER]`
 makes N recordings of an arm that picks and places (16 rhythms, 96 x 96 video; every episode has
-places and noise of its own), runs the stages on the first 95 %, then on all of them, with the shard
-store of that first run and with an empty one. Of each stage: `full_s`, the empty store;
-`grown_s`, the other; `ratio` = grown / full. `chain_ratio` is that of the sums.
+places and noise of its own), or ingests those in FOLDER, runs the stages on the first 95 %, then
+on all of them, with the shard store of that first run and with an empty one. Of each stage:
+`full_s`, the empty store; `grown_s`, the other; `ratio` = grown / full. `chain_ratio` is that of
+the sums.
 
-Seconds are CPU seconds of the whole stage process as `python -m components STAGE` runs it
-(interpreter, imports and writing included), the median of --repeats. Outputs of both ways are
-compared byte by byte: `same_bytes`.
+Seconds are CPU seconds, the median of --repeats. Those above are of the whole stage process as
+`python -m components STAGE` runs it: interpreter, imports and writing included. `own_*` are of the
+stage's work alone, in a process that has already run it on a few episodes, so interpreter, imports
+and loading of models are left out. Outputs of both ways are compared byte by byte: `same_bytes`.
+
+Sampling keeps nothing: its weights depend on all events, so its ratio is about 1 by nature.
+`own_share` says what that comes to: a stage's grown seconds over those of the whole chain afresh.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import resource
@@ -21,6 +27,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
@@ -28,14 +36,18 @@ from statistics import median
 import numpy as np
 import numpy.typing as npt
 
-from components import lerobot, records
+from components import closure, lerobot, params, records
+from components.__main__ import keep_pandas_out
 from components.encoding import encode
 from components.episodes import Episode
-from components.outputs import sha256_folder
+from components.outputs import sha256_folder, write_table
+from flows import snapshot
 from tests import made_episodes
 
 ROOT = Path(__file__).parents[2]
 NEW = 0.05
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+FEW = 20  # episodes that load what a stage imports
 RHYTHMS, FPS, SIDE = 16, 20.0, 96
 TASKS = ("put the cup on the shelf", "put the can in the box", "stack the blocks", "sort the nuts")
 CAMERA = "observation.images.top"
@@ -95,12 +107,11 @@ def pictures(frames: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
         yield picture
 
 
-def recordings(folder: Path, count: int, seed: int) -> tuple[Path, Path]:
-    """`data/episodes` of the first 95 % and of all."""
-    some, whole = folder / "some", folder / "whole"
+def recordings(whole: Path, count: int, seed: int) -> None:
+    """`data/episodes` of made recordings."""
     films = {}
     for number in range(min(RHYTHMS, count)):
-        films[number] = folder / f"films/{number}.mp4"
+        films[number] = whole / f"films/{number}.mp4"
         films[number].parent.mkdir(exist_ok=True, parents=True)
         encode(films[number], pictures(len(episode(number, seed)), number), FPS)
     first = episode(0, seed)
@@ -118,10 +129,27 @@ def recordings(folder: Path, count: int, seed: int) -> tuple[Path, Path]:
         writer.add(lerobot.Recording(made.task, made.timestamps_s, made.state, made.action, video))
         rows.append(manifest_row(made, number))
     writer.close()
-    write_manifest(whole, rows)
-    write_manifest(some, rows[: round((1 - NEW) * count)])
-    (some / "episodes" / first.embodiment).symlink_to(whole / "episodes" / first.embodiment)
-    return some, whole
+    manifest = whole / "episodes/manifest.parquet"
+    records.write(manifest, rows, records.MANIFEST, "episode_id")
+
+
+def ingested(whole: Path, data: Path) -> None:
+    """`data/episodes` of the recordings in a folder."""
+    whole.mkdir(parents=True)
+    listing = snapshot.write([str(data.resolve())], whole, whole / "sources.json", whole / "store")
+    paths = (listing.name, "episodes", "quarantine")
+    process(whole, whole / "store", "-m", "components", "ingestion", *paths)
+
+
+def part(whole: Path, folder: Path, count: int) -> Path:
+    """The same recordings, of which the manifest names only the first ones."""
+    (folder / "episodes").mkdir(parents=True)
+    manifest = records.read(whole / "episodes/manifest.parquet", records.MANIFEST)
+    write_table(folder / "episodes/manifest.parquet", manifest.slice(0, count))
+    for each in (whole / "episodes").iterdir():
+        if each.is_dir():
+            (folder / "episodes" / each.name).symlink_to(each.resolve())
+    return folder
 
 
 def manifest_row(made: Episode, number: int) -> dict[str, object]:
@@ -143,51 +171,75 @@ def manifest_row(made: Episode, number: int) -> dict[str, object]:
     }
 
 
-def write_manifest(folder: Path, rows: list[dict[str, object]]) -> None:
-    """With an empty list of corrections beside it."""
-    (folder / "episodes").mkdir(parents=True, exist_ok=True)
-    records.write(folder / "episodes/manifest.parquet", rows, records.MANIFEST, "episode_id")
-    (folder / "said.jsonl").touch()
-
-
-def cpu_s(stage: str, folder: Path, store: Path) -> float:
-    """CPU seconds of one stage, in a process of its own."""
-    named = {"WAMFLOW_STORE": str(store), "WAMFLOW_REPORT": str(folder / "report")}
-    command = [sys.executable, "-m", "components", stage]
+def process(folder: Path, store: Path, *arguments: str) -> str:
+    """A Python process of a project in a folder; what it printed last."""
     (folder / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
-    environment = os.environ | named | {"PYTHONPATH": str(ROOT)}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [*command, *STAGES[stage]],
+    (folder / "said.jsonl").touch()
+    named = {"WAMFLOW_STORE": str(store), "WAMFLOW_REPORT": str(folder / "report")}
+    done = subprocess.run(
+        [sys.executable, *arguments],
         cwd=folder,
-        env=environment,
+        env=os.environ | THREADS | named | {"PYTHONPATH": str(ROOT)},
         check=True,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
     )
+    return (done.stdout.splitlines() or [""])[-1]
+
+
+def process_s(stage: str, folder: Path, store: Path) -> float:
+    """CPU seconds of one stage, in a process of its own."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    process(folder, store, "-m", "components", stage, *STAGES[stage])
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def measured(stage: str, some: Path, whole: Path, repeats: int) -> dict[str, float]:
+def own_s(stage: str, folder: Path, store: Path) -> float:
+    """CPU seconds of one stage's work, in a process that ran it on a few episodes before."""
+    code = f"from tests.benchmarks import incremental; incremental.warm({stage!r})"
+    return float(process(folder, store, "-c", code))
+
+
+def warm(stage: str) -> None:
+    """Run a stage on a few episodes, then on the current folder's; print the latter's seconds."""
+    keep_pandas_out()
+    module = importlib.import_module(f"components.{stage}.stage")
+    config = params.section(params.load(Path("params.yaml")), stage, module.Config)
+    folder, store = Path.cwd(), os.environ["WAMFLOW_STORE"]
+    os.chdir(folder.parent / "few")
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["WAMFLOW_STORE"] = scratch
+        module.run(*map(Path, STAGES[stage]), config=config)
+    os.chdir(folder)
+    os.environ["WAMFLOW_STORE"] = store
+    closure.digest.cache_clear()
+    before = time.process_time()
+    module.run(*map(Path, STAGES[stage]), config=config)
+    print(time.process_time() - before)
+
+
+def measured(stage: str, folder: Path, repeats: int) -> dict[str, float]:
     """Medians of a stage whose inputs are there; its outputs stay."""
-    folder, output = some.parent, STAGES[stage][-1]
-    cpu_s(stage, some, folder / "store")
-    full: list[float] = []
-    increased: list[float] = []
+    whole, grown = folder / "whole", folder / "store"
+    for each in ("few", "some"):
+        process_s(stage, folder / each, folder / "store" if each == "some" else folder / "other")
+    found: dict[str, list[float]] = defaultdict(list)
     digests: set[str] = set()
     for _ in range(repeats):
-        for seconds, start in ((full, None), (increased, folder / "store")):
-            store = folder / "copy"
-            shutil.rmtree(store, ignore_errors=True)
-            if start and start.is_dir():
-                shutil.copytree(start, store, symlinks=True)
-            seconds.append(cpu_s(stage, whole, store))
-            digests.add(sha256_folder(whole / output))
-    found = {"full_s": median(full), "grown_s": median(increased)}
-    found["ratio"] = found["grown_s"] / found["full_s"]
-    return {name: round(value, 4) for name, value in found.items()} | {
-        "same_bytes": len(digests) == 1
-    }
+        for name, start in (("full_s", None), ("grown_s", grown)):
+            for prefix, seconds in (("", process_s), ("own_", own_s)):
+                store = folder / "copy"
+                shutil.rmtree(store, ignore_errors=True)
+                if start and start.is_dir():
+                    shutil.copytree(start, store, symlinks=True)
+                found[prefix + name].append(seconds(stage, whole, store))
+                digests.add(sha256_folder(whole / STAGES[stage][-1]))
+    medians = {name: round(median(each), 4) for name, each in found.items()}
+    for prefix in ("", "own_"):
+        share = medians[f"{prefix}grown_s"] / medians[f"{prefix}full_s"]
+        medians[f"{prefix}ratio"] = round(share, 4)
+    return medians | {"same_bytes": len(digests) == 1}
 
 
 def main(arguments: list[str]) -> None:
@@ -195,21 +247,40 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--episodes", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--work", type=Path, help="made recordings stay here for the next time")
+    parser.add_argument("--data", type=Path, help="recordings instead of made ones")
+    parser.add_argument("--work", type=Path, help="recordings stay here for the next time")
     chosen = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as scratch:
-        folder = chosen.work or Path(scratch)
-        some, whole = folder / "some", folder / "whole"
+        folder = (chosen.work or Path(scratch)).resolve()
+        whole = folder / "whole"
         if not whole.is_dir():
-            recordings(folder, chosen.episodes, chosen.seed)
+            if chosen.data:
+                ingested(whole, chosen.data)
+            else:
+                recordings(whole, chosen.episodes, chosen.seed)
+            count = len(records.read(whole / "episodes/manifest.parquet", records.MANIFEST))
+            part(whole, folder / "some", round((1 - NEW) * count))
+            part(whole, folder / "few", min(FEW, count))
+        count = len(records.read(whole / "episodes/manifest.parquet", records.MANIFEST))
         shutil.rmtree(folder / "store", ignore_errors=True)
         stages = {}
         for stage in STAGES:
-            stages[stage] = measured(stage, some, whole, chosen.repeats)
+            stages[stage] = measured(stage, folder, chosen.repeats)
             print(f"{stage}: {stages[stage]}", file=sys.stderr, flush=True)
-    sums = [sum(each[name] for each in stages.values()) for name in ("grown_s", "full_s")]
-    said = {"episodes": chosen.episodes, "new_share": NEW, "repeats": chosen.repeats}
-    print(json.dumps({**said, "chain_ratio": round(sums[0] / sums[1], 4), "stages": stages}))
+    print(json.dumps({"episodes": count, "new_share": NEW} | of_all(stages)))
+
+
+def of_all(stages: dict[str, dict[str, float]]) -> dict[str, object]:
+    """The stages' figures, and those of the chain."""
+    names = ("grown_s", "full_s", "own_grown_s", "own_full_s")
+    sums = {name: sum(each[name] for each in stages.values()) for name in names}
+    for each in stages.values():
+        each["own_share"] = round(each["own_grown_s"] / sums["own_full_s"], 4)
+    return {
+        "chain_ratio": round(sums["grown_s"] / sums["full_s"], 4),
+        "own_chain_ratio": round(sums["own_grown_s"] / sums["own_full_s"], 4),
+        "stages": stages,
+    }
 
 
 if __name__ == "__main__":
