@@ -143,9 +143,11 @@ def seen(events: pa.Table) -> Points:
 def compact(sentences: Points) -> Points:
     """(D, 384) in as many columns as it has dimensions, at most D; distances stay.
 
-    A few hundred events say few different things, and k-means costs what it has columns.
+    A few hundred events say few different things, and k-means costs what it has columns. In double
+    precision, so that how many threads a machine has is far below what is rounded away later.
     """
-    coordinates: Points = np.asarray(np.linalg.qr(sentences.T, mode="r"), dtype=np.float32).T
+    columns = sentences.T.astype(np.float64)
+    coordinates: Points = np.asarray(np.linalg.qr(columns, mode="r"), dtype=np.float32).T
     return coordinates
 
 
