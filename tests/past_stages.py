@@ -53,7 +53,11 @@ def segmentation(_values: dict[str, Any], episodes: Path, _corrections: Path, ev
         episode = row["episode_id"]
         change = {"says_s": 1.1, "what": "it turns", "did": "confirmed", "at_s": 1.0, "why": ""}
         said = {"model_digest": "m" * 64, "prompt_digest": "p" * 64, "decoding": '{"seed": 7}'}
-        about = {"refiner": "openai", "reply": '{"changes": []}', "changes": json.dumps([change])}
+        about = {
+            "refiner": "openai",
+            "reply": '{"changes":\x1b[2J []}',
+            "changes": json.dumps([change]),
+        }
         looks.append({"episode_id": episode, "problem": "", **said, **about})
         for k in range(pick(2, 5, episode)):
             times = {"start_s": k, "end_s": k + 1, "start_frame": k, "end_frame": k + 1}

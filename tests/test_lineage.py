@@ -561,7 +561,7 @@ def test_a_refined_boundary_shows_who_said_what(
         lineage_tree.show(lineage_tree.render_event(found))
         said = capsys.readouterr().out
         assert "by openai, model mmmmmmmmmmmm, prompt pppppppppppp, seed 7" in said
-        assert 'it answered: {"changes": []}' in said
+        assert 'it answered: {"changes": [2J []}' in said, "what a model says moves no cursor"
         confirmed = "confirmed at 1.000 s: it says 1.100 s, it turns" in said
         assert (confirmed, "it sees no change at the start" in said) == (start_s == 1, start_s == 0)
 

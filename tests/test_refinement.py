@@ -18,7 +18,7 @@ import pytest
 from components import corrections, params, records
 from components.errors import TemporaryError, UserError, WamflowError
 from components.segmentation import looks, stage
-from components.segmentation.refined import Bounds, Refined
+from components.segmentation.refined import Beside, Bounds
 from components.vlm import dialogue, endpoint, local_model
 from tests import caption_server, tiny_vlm
 from tests import made_episodes as made
@@ -414,8 +414,8 @@ def cover(*parts: tuple[float, str]) -> list[Row]:
 PARTS = cover((0, "motion"), (2, "grasp"), (4, "motion"), (6, "idle"), (8, "release"))
 
 
-def refined(at_s: float, rows: list[Row] = PARTS, finer: tuple[int, ...] = ()) -> Refined:
-    return Refined(rows, [(at_s, "it")], TIMES_S, list(finer), BOUNDS)
+def refined(at_s: float, rows: list[Row] = PARTS, finer: tuple[int, ...] = ()) -> Beside:
+    return Beside(rows, [(at_s, "it")], TIMES_S, list(finer), BOUNDS)
 
 
 @pytest.mark.parametrize(
@@ -464,7 +464,7 @@ def test_a_cut_moves_into_no_event_of_another_length() -> None:
     rows = cover((0, "motion"), (2.8, "motion"), (3.3, "motion"), (6, "motion"), (8, "motion"))
     (verdict,) = refined(2.8 + 0.24, rows).verdicts
     assert verdict["did"] == "moved"
-    (verdict,) = Refined(rows, [(3.7, "it")], TIMES_S, [], BOUNDS).verdicts
+    (verdict,) = Beside(rows, [(3.7, "it")], TIMES_S, [], BOUNDS).verdicts
     assert verdict["did"] == "moved" and verdict["at_s"] == 3.7
     long = cover((0, "motion"), (3.0, "motion"), (6.0, "motion"), (9.0, "motion"))
     (verdict,) = refined(3.4, long).verdicts
@@ -473,7 +473,7 @@ def test_a_cut_moves_into_no_event_of_another_length() -> None:
 
 def test_no_more_events_than_the_gripper_allows() -> None:
     says = [(0.6 + 0.45 * k, "it") for k in range(20)]
-    found = Refined(cover((0, "motion"), (2, "grasp"), (4, "motion")), says, TIMES_S, [], BOUNDS)
+    found = Beside(cover((0, "motion"), (2, "grasp"), (4, "motion")), says, TIMES_S, [], BOUNDS)
     assert len(found.rows) == 4, "three a transition and one"
     assert "too many events for the gripper's transitions" in {v["why"] for v in found.verdicts}
 
@@ -487,7 +487,7 @@ def test_whatever_a_model_says_the_cover_stays_whole() -> None:
         says = [(float(t), "it") for t in np.unique(rng.uniform(0, 10, rng.integers(1, 12)))]
         finer = sorted(set(rng.integers(1, 100, 5).tolist()) - {r["start_frame"] for r in rows})
         bounds = Bounds(0.2, 12.0, float(rng.uniform(0, 1)), float(rng.uniform(0, 0.3)))
-        found = Refined(rows, says, TIMES_S, finer, bounds)
+        found = Beside(rows, says, TIMES_S, finer, bounds)
         for row in found.rows:
             assert row["end_s"] - row["start_s"] >= 0.2 - 1e-6
         assert_covers(found.rows, 101)

@@ -22,8 +22,8 @@ import pyarrow as pa
 from components import outputs, records, report
 from components.episodes import Episode, Episodes
 from components.errors import UserError
-from components.segmentation.refined import Bounds, Refined, Verdict
-from components.segmentation.refinement import Config, Report
+from components.segmentation.refined import Beside, Bounds, Verdict
+from components.segmentation.refinement import Refined, Refinement
 from components.segmentation.tables import Made
 from components.shards import Shards, key
 from components.vlm import dialogue
@@ -57,7 +57,7 @@ class Look:
 class Looks:
     """The looks at all episodes, and what they were made with."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Refinement) -> None:
         """UserError when the model or the prompt cannot be used."""
         model = model_of(config, config.refiner, SECTION)
         assert model is not None, config.refiner
@@ -160,9 +160,9 @@ class Looks:
                 gap_s = float(times_s[-1]) / (self.config.pictures - 1)
                 reach_s = self.config.reach * gap_s
                 bounds = Bounds(min_event_s, max_event_s, reach_s, gap_s / 2)
-                refined = Refined(own.rows, look.says, times_s, own.finer, bounds)
-                seen[episode_id] = own._replace(rows=refined.rows)
-                self._verdicts[episode_id] = refined.verdicts
+                both = Beside(own.rows, look.says, times_s, own.finer, bounds)
+                seen[episode_id] = own._replace(rows=both.rows)
+                self._verdicts[episode_id] = both.verdicts
         return seen
 
     def table(self) -> pa.Table:
@@ -186,13 +186,13 @@ class Looks:
             "output_tokens": look.output_tokens,
         }
 
-    def report(self) -> Report:
+    def report(self) -> Refined:
         """Counts of what `over` saw."""
         every = self._looks.values()
         did = Counter(v["did"] for verdicts in self._verdicts.values() for v in verdicts)
         problems = Counter(look.problem for look in every if look.problem)
         tokens = sum(e.input_tokens for e in every), sum(e.output_tokens for e in every)
-        return Report(
+        return Refined(
             episodes=len(every) - problems.total(),
             problems=dict(sorted(problems.items())),
             changes=dict(sorted(did.items())),
@@ -220,7 +220,7 @@ def _not_looked_at(
     return reasons
 
 
-def sheet(episode: Episode, config: Config) -> Any:
+def sheet(episode: Episode, config: Refinement) -> Any:
     """Pictures of the whole episode with their times."""
     times_s = np.linspace(0.0, episode.duration_s, config.pictures)
     return contact_sheet(episode, times_s, config.picture_px, COLUMNS)

@@ -43,7 +43,7 @@ class Mark:
     new: bool = False
 
 
-class Refined:
+class Beside:
     """One episode's rows (`records.EVENTS`, in time order) with a model's times `says` in them.
 
     `says` are (seconds, what changes) in time order, `times_s` (T,) the control steps, `finer`

@@ -12,17 +12,13 @@ from pydantic import BaseModel, Field, model_validator
 from components.vlm.asking import Asking
 
 
-class Config(Asking, frozen=True, extra="forbid"):
-    """Which model looks at the cuts, and how far they may move."""
+class Refiner(BaseModel, frozen=True, extra="forbid", defer_build=True):
+    """Who looks at the cuts, and how far they may move."""
 
     refiner: Literal["none", "transformers", "openai"] = Field(
         description="none: the signals alone. transformers: a model in a local folder. openai: any "
         "OpenAI-compatible endpoint; its key is read from $WAMFLOW_REFINEMENT_KEY."
     )
-    pictures: int = Field(
-        ge=4, le=96, description="Moments of an episode that the model sees; more changes than "
-        "lie between them are not believed.",
-    )  # fmt: skip
     reach: float = Field(
         ge=0,
         le=10,
@@ -30,13 +26,24 @@ class Config(Asking, frozen=True, extra="forbid"):
         "two pictures.",
     )
 
+
+class Refinement(Asking, Refiner, frozen=True, extra="forbid"):  # forms show Refiner's fields first
+    """Who looks at the cuts, and how a model is asked."""
+
+    pictures: int = Field(
+        ge=4,
+        le=96,
+        description="Moments of an episode that the model sees; more changes than lie between them "
+        "are not believed.",
+    )
+
     @model_validator(mode="after")
-    def _a_model_is_named(self) -> Config:
+    def _a_model_is_named(self) -> Refinement:
         self.check(self.refiner, "refinement")
         return self
 
 
-class Report(BaseModel):
+class Refined(BaseModel):
     """What the model said, and what became of it."""
 
     episodes: int  # whose changes are known

@@ -27,8 +27,7 @@ from components.segmentation.agreement import Agreement, agreement
 from components.segmentation.boundaries import BATCH_ROWS, Event, Limits, cut_all
 from components.segmentation.corrected import TOLERANCE_S, Overlay, Row
 from components.segmentation.evidence import WEIGHTS
-from components.segmentation.refinement import Config as Refinement
-from components.segmentation.refinement import Report as Refined
+from components.segmentation.refinement import Refined, Refinement
 from components.shards import key
 
 if TYPE_CHECKING:

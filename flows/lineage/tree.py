@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from components.vlm.dialogue import one_line
 from flows.lineage.draws import Row
 from flows.lineage.events import EventTrace
 from flows.lineage.trace import EpisodeTrace, Findings, ModelTrace
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from rich.tree import Tree
 
 SHOWN = 5
-ANSWER = 400  # characters of a model's raw reply
+ANSWER = 400  # characters of a model's words
 
 
 def render_model(trace: ModelTrace, everything: bool = False) -> Tree:
@@ -129,8 +130,9 @@ def _add_refinement(tree: Tree, refinement: Row) -> None:
     by += [f"{what} {refinement[f'{what}_digest'][:12]}" for what in ("model", "prompt")]
     by += [f"{name} {value}" for name, value in refinement["decoding"].items()]
     node.add(_text(", ".join(by)))
-    if refinement["reply"]:
-        node.add(_text(f"it answered: {' '.join(refinement['reply'].split())[:ANSWER]}"))
+    for told, name in (("it saw", "description"), ("it answered", "reply")):
+        if words := one_line(refinement[name] or ""):
+            node.add(_text(f"{told}: {words[:ANSWER]}"))
 
 
 def _add_captions(tree: Tree, captions: list[Row]) -> None:
