@@ -16,6 +16,8 @@ from components.pretraining import view
 from components.pretraining.windows import Windows
 from components.serving.policy import Policy
 from components.stations.station import Observation
+from components.trials import loop
+from components.trials.settings import Trial
 from models.batch import Batch
 from tests import made_training
 from tests.benchmarks import event_vs_chunk
@@ -23,6 +25,9 @@ from tests.benchmarks.claim import arms, figures
 from tests.benchmarks.claim.arms import Arm, ArmWindows, Data
 from tests.benchmarks.claim.progress import Moment, Progress
 from tests.benchmarks.claim.trials import Journal, turns
+from tests.point_station import PLANS, PointStation
+from tests.test_trials import CONFIG as CONFIG_OF_TRIALS
+from tests.test_trials import untrained
 
 EVENT = Arm(None, "event", 16)
 CHUNK = Arm(6, "joined", 6)
@@ -233,3 +238,14 @@ def test_both_arms_may_look_equally_often() -> None:
     looks = [(arm.window_steps, arm.executed_steps) for arm in chunks]
     assert looks == [(8, 4), (8, 8), (32, 4), (32, 16), (32, 32)]
     assert {arm.words for arm in chunks} == {"joined"}
+
+
+@pytest.mark.parametrize("arm", [EVENT, CHUNK, CLOCK])
+def test_each_arm_acts_in_a_trial(arm: Arm, tmp_path: Path) -> None:
+    """Through the loop of the product's own trials, on a station without pictures of a robot."""
+    untrained(tmp_path, "point", ["top"], PLANS)
+    durations = {sentence: [6.0] * len(plan) for sentence, plan in PLANS.items()}
+    values = CONFIG_OF_TRIALS.model_dump(mode="json")
+    actor = arms.actor(tmp_path, arm, 0, durations, values)
+    outcome = loop.hold(PointStation(), actor, Trial(0, "press", "model", 1), 20)
+    assert outcome.steps == 20 and sum(steps for _, steps in outcome.events) == 20

@@ -157,6 +157,9 @@ class Chunks:
         self._done, self._asked = self._done + len(taken), self._asked + 1
         return actors.Segment(taken, event, caption)
 
+    def watch(self, observe: actors.Observe) -> None:
+        """Nothing is remembered."""
+
 
 def holding(durations: Sequence[float], done: int) -> int:
     """Which event holds after `done` steps if each takes its usual time; the last one stays."""
@@ -168,7 +171,7 @@ class InProcess:
     """The policy where the actor of the trials expects a connection to its server."""
 
     def __init__(self, served: Policy) -> None:
-        self.infer = served.infer
+        self.infer, self.metadata = served.infer, served.metadata
 
 
 def actor(
