@@ -105,7 +105,9 @@ def test_events_by_episode_are_the_rows_of_the_table() -> None:
 
 def test_a_stage_without_pandas_still_writes_tables() -> None:
     code = (
-        "import sys; from components.__main__ import keep_pandas_out; keep_pandas_out()\n"
+        "import sys; from components.__main__ import keep_pandas_out\n"
+        "keep_pandas_out(['sklearn.cluster']); from sklearn.cluster import KMeans\n"
+        "assert len(KMeans(2, n_init=1).fit([[0.0], [1.0], [9.0]]).labels_) == 3\n"
         "import pyarrow as pa; assert pa.table({'a': [1]}).to_pylist() == [{'a': 1}]\n"
         "assert 'pandas' not in sys.modules; import pandas; assert pandas.Series([1]).sum() == 1"
     )

@@ -24,7 +24,7 @@ def group(points: Points, k: int, seed: int, restarts: int) -> tuple[Labels, flo
     rounded += 0.0  # no negative zeros
     with threadpool_limits(1):
         labels = canonical(_fit(rounded, k, seed, restarts))
-    return labels, explained(rounded, labels)
+        return labels, explained(rounded, labels)
 
 
 def explained(points: Points, labels: Labels) -> float:
