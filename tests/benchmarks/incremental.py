@@ -135,7 +135,7 @@ def recordings(whole: Path, count: int, seed: int) -> None:
 
 def ingested(whole: Path, data: Path) -> None:
     """`data/episodes` of the recordings in a folder."""
-    whole.mkdir(parents=True)
+    (whole / "store").mkdir(parents=True)
     listing = snapshot.write([str(data.resolve())], whole, whole / "sources.json", whole / "store")
     paths = (listing.name, "episodes", "quarantine")
     process(whole, whole / "store", "-m", "components", "ingestion", *paths)
