@@ -98,7 +98,7 @@ def test_a_local_model_captions_its_levels(taught: Path, data: Path, tmp_path: P
         assert row["model_digest"] == config.model_digest
         assert row["prompt_digest"] == dialogue.digest(questions.prompt("events"))
         assert json.loads(row["decoding"]) == {
-            "max_new_tokens": 16, "seed": 0, "temperature": 0.0,
+            "device": "cpu", "max_new_tokens": 16, "seed": 0, "temperature": 0.0,
         }  # fmt: skip
         assert json.loads(row["checks"])["language"] == "ok"
     assert report.captioners == {"kinematics": 2 * EVENTS, "transformers": 6 * EVENTS}

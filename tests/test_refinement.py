@@ -248,6 +248,15 @@ def test_nonsense_is_said_and_the_signals_stand(
     assert problem in corrected[-1]["content"] and len(corrected) == 5
 
 
+def test_half_characters_of_a_reply_break_no_table(
+    server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.usual = bodies('\ud83e {"changes": [{"time_s": 3.0, "what": "it \ud83e turns"}]}')
+    report, _ = refine(data, tmp_path / "on", asking(server))
+    assert report.refinement is not None and report.refinement.changes == {"added": 3}
+    assert all(note["reply"].startswith("? {") for note in notes(tmp_path / "on"))
+
+
 def test_one_bad_reply_is_asked_again(server: Server, data: Path, tmp_path: Path) -> None:
     known = knowing(TRUE_S)
     server.acts = [says(""), *[known] * 3, says("no idea")]  # a describing reply, and a timing one
@@ -331,6 +340,11 @@ def test_a_local_model_is_asked_the_same(data: Path, tmp_path: Path) -> None:
     assert report.refinement.changes == {"added": 3, "confirmed": 3}
     assert {n["model_digest"] for n in notes(tmp_path / "on")} == {digest}
     assert sum(r["start_s"] == 3.0 for r in rows) == 3
+    kept = {
+        looks.Looks(config(**local, model_digest=digest, device=device).refinement).kept.folder
+        for device in ("cpu", "cuda")
+    }
+    assert len(kept) == 2, "a GPU computes in another precision"
     with pytest.raises(UserError, match=rf"segmentation\.refinement\.model_digest.*{digest}"):
         refine(data, tmp_path / "no", config(**local))
 

@@ -221,7 +221,8 @@ class Endpoint:
             return Reply()
         self.spent.input_tokens += counts[0]
         self.spent.output_tokens += counts[1]
-        return Reply(text if isinstance(text, str) else "", "", *counts)
+        text = text if isinstance(text, str) else ""
+        return Reply(text.encode(errors="replace").decode(), "", *counts)  # no half characters
 
     def _request(self, dialogue: Dialogue) -> dict[str, Any]:
         question = dialogue.question

@@ -39,7 +39,7 @@ class LocalModel:
         """
         self.folder, self.device, self.section = folder, device, section
         self.digest, self.settings = weights_digest(folder, section), decoding
-        self.decoding = json.dumps(decoding, sort_keys=True)
+        self.decoding = json.dumps(decoding | {"device": device}, sort_keys=True)  # other numbers
         if self.digest != digest:
             raise UserError(
                 f"{self.section}.model_digest: expected that of {folder}, which is {self.digest}; "
