@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,17 @@ def test_robots_with_other_joints_live_in_columns_of_their_own() -> None:
     assert not features[12:, 4:7].any()
     assert np.isfinite(features).all()
     assert (features[12:, 7:] > 0).all()
+
+
+def test_a_robot_that_is_all_gripper_has_no_direction() -> None:
+    alone = replace(
+        arm(np.linspace(0, 1, 11)[:, None], embodiment="hand"), state_names=("gripper",)
+    )
+    events = table([*moves(1.0, "arm"), descriptors.measure(alone, 0, 5)])
+    features = descriptors.action_features(events)
+    assert features.shape == (13, 4 + 3) and not features[12, 4:].any()
+    labels = np.array([0] * 12 + [1])
+    assert "no clear direction" in names.action_names(labels, events, features)["1"]
 
 
 def test_picture_share_is_the_share_of_variance() -> None:
@@ -423,6 +435,18 @@ def test_a_missing_caption_is_named_and_nothing_is_written(inputs: Path, tmp_pat
             config=CONFIG,
         )
     assert not list(tmp_path.glob("*clusters*"))
+
+
+def test_no_captions_at_all_are_missing_captions(inputs: Path, tmp_path: Path) -> None:
+    records.write(tmp_path / "captions/captions.parquet", [], records.CAPTIONS, "event_id")
+    with pytest.raises(DataError, match=r"caption\(s\) are missing"):
+        stage.run(
+            inputs / "episodes",
+            inputs / "events",
+            tmp_path / "captions",
+            tmp_path / "clusters",
+            config=CONFIG,
+        )
 
 
 @pytest.mark.parametrize(

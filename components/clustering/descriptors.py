@@ -108,7 +108,8 @@ def action_features(events: pa.Table) -> Vector:
         features[rows, 3] = _over_rms(scalars[rows, 3:])[:, 0]
         mine = events.take(numbers(rows))
         offset, axes = spaces[mine["space"][0].as_py()]
-        ways = mine["displacement"].combine_chunks().flatten().to_numpy().reshape(-1, len(axes))
+        flat = mine["displacement"].combine_chunks().flatten().to_numpy()
+        ways = flat.reshape(len(rows), len(axes))
         features[rows, offset : offset + len(axes)] = _over_rms(ways) * np.sqrt(3.0)
     return np.clip(features, -LIMIT, LIMIT)
 

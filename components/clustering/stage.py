@@ -143,7 +143,8 @@ def _captions(path: Path, event_ids: list[str]) -> Said:
     texts, of_text = values(table["text"])
     place = {event_id: number for number, event_id in enumerate(event_ids)}
     rows = np.array([place.get(i, -1) for i in ids], dtype=np.int64)[of_event]
-    columns = np.array([LEVELS.index(v) if v in LEVELS else -1 for v in levels])[of_level]
+    places = [LEVELS.index(v) if v in LEVELS else -1 for v in levels]
+    columns = np.array(places, dtype=np.int64)[of_level]
     empty = np.array([not text for text in texts], dtype=bool)[of_text]
     there = (rows >= 0) & (columns >= 0) & ~empty
     of = np.full((len(event_ids), len(LEVELS)), -1)
