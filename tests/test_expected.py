@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from components.errors import StoppedError
 from components.outputs import write_json
 from components.serving.policy import Policy
+from components.trials import __main__ as trials_main
 from components.trials import expected
 from models.acting import Chunk, plan
 from models.batch import Batch
@@ -107,6 +111,13 @@ class Foresight:
         return self.reply
 
 
+class Stopped(Foresight):
+    """SIGTERM arrives while it is asked."""
+
+    def infer(self, observation: dict[str, Any]) -> dict[str, Any]:
+        raise StoppedError("stopped by a signal")
+
+
 WHITE = {
     "expected/top": np.full((2, 8, 8, 3), 255, np.uint8),
     "expected_at_s": np.array([0.1, 0.2], np.float32),
@@ -156,5 +167,32 @@ def test_what_cannot_be_drawn_is_said_and_stops_nothing(
         capsys.readouterr().out
     )
     assert not (chosen.out / "expected.png").exists()
+    with pytest.raises(StoppedError):
+        expected.save(chosen, CONFIG, {"arm": Stopped()})  # type: ignore[dict-item]
     expected.save(chosen, CONFIG, {})
     assert "no held-out event of any robot" in capsys.readouterr().out
+
+
+def test_a_late_answer_for_a_strip_is_none_of_a_replay(
+    chosen: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_now: list[object] = []
+
+    @contextmanager
+    def connected(address: str) -> Iterator[object]:
+        open_now.append(one := object())
+        yield one
+        open_now.remove(one)
+
+    asked: dict[str, list[object]] = {}
+    monkeypatch.setattr("components.serving.process.served", lambda *_: nullcontext("ws://there"))
+    monkeypatch.setattr("components.serving.client.PolicyClient", connected)
+    monkeypatch.setattr(
+        expected, "save", lambda *args: asked.setdefault("strip", [*args[2].values()])
+    )
+    monkeypatch.setattr(
+        "components.trials.replay.replay",
+        lambda _, clients, *rest: asked.setdefault("replay", [*clients.values(), *open_now]),
+    )
+    trials_main._replay(chosen, CONFIG, "digest")
+    assert len(asked["strip"]) == 1 and not set(asked["strip"]) & set(asked["replay"])

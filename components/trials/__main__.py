@@ -70,11 +70,14 @@ def _replay(
         chosen.episodes, chosen.captions, chosen.plan, chosen.checkpoint, config
     )
     with ExitStack() as stack:
-        clients = {}
+        addresses = {}
         for robot in sorted({event.episode.embodiment for event in recordings}):
             start = served(command(chosen.checkpoint, robot), chosen.out / f"server-{robot}.log")
-            clients[robot] = stack.enter_context(PolicyClient(stack.enter_context(start)))
-        expected.save(chosen, config, clients)
+            addresses[robot] = stack.enter_context(start)
+        with ExitStack() as first:
+            connected = {r: first.enter_context(PolicyClient(a)) for r, a in addresses.items()}
+            expected.save(chosen, config, connected)
+        clients = {r: stack.enter_context(PolicyClient(a)) for r, a in addresses.items()}
         return replay.replay(recordings, clients, config, digest)
 
 

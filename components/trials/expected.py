@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from components.errors import DataError
+from components.errors import DataError, StoppedError
 from components.serving.client import PolicyClient
 from components.trials import replay
 from components.trials.settings import Config
@@ -27,7 +27,11 @@ NAME = "expected.png"
 
 
 def save(chosen: argparse.Namespace, config: Config, clients: dict[str, PolicyClient]) -> None:
-    """`<out>/expected.png`, unless it is there; `clients` reach each robot's policy."""
+    """`<out>/expected.png`, unless it is there; `clients` reach each robot's policy.
+
+    Whoever goes on with trials needs connections of their own: an answer that came too late for a
+    picture would be taken for the next one. StoppedError when a signal asks to stop.
+    """
     path: Path = chosen.out / NAME
     if path.exists():
         return
@@ -38,7 +42,9 @@ def save(chosen: argparse.Namespace, config: Config, clients: dict[str, PolicyCl
         if not events:
             raise DataError(f"no held-out event of {', '.join(sorted(clients)) or 'any robot'}.")
         _write(path, [_strip(event, clients[event.episode.embodiment]) for event in events])
-    except Exception as error:  # a courtesy: whatever is wrong, trials go on
+    except StoppedError:
+        raise
+    except Exception as error:  # a courtesy: whatever else is wrong, trials go on
         print(f"trials: no picture of what the model expects: {type(error).__name__}: {error}")
 
 
