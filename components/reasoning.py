@@ -96,7 +96,7 @@ class Backbone:
         around = config.vision_start_token_id, config.vision_end_token_id
         picture = [around[0], *[config.image_token_id] * count, around[1]]
         prompts = [
-            [*picture * len(some), *tokenizer(said, add_special_tokens=False).input_ids]
+            [*picture * len(some), *_ids(tokenizer, said)]
             for some, said in zip(pictures, words, strict=True)
         ]
         ids, mask = _padded(prompts)
@@ -139,11 +139,7 @@ class SmallModel:
     def tokens(self, texts: Sequence[Sequence[str]], most: int) -> tuple[Tensor, Tensor]:
         """K texts of each of B -> ids and mask (B, K, L); what is longer than `most` is cut."""
         end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        told = [
-            [*self.tokenizer(text, add_special_tokens=False).input_ids, *end][:most]
-            for some in texts
-            for text in some
-        ]
+        told = [[*_ids(self.tokenizer, text), *end][:most] for some in texts for text in some]
         ids, mask = _padded(told)
         shape = len(texts), -1, ids.shape[1]
         return ids.view(shape), mask.view(shape)
@@ -186,6 +182,12 @@ def _part(kind: Any, folder: Path, what: str) -> Any:
         return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(f"{folder}: expected {what} as transformers saves it: {error}") from error
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """Words of a data set are data: what looks like a mark of the model's own is letters."""
+    ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+    return [*ids]
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

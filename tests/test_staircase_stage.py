@@ -135,6 +135,9 @@ def test_a_prompt_holds_pictures_of_every_camera_and_words(folder: Path) -> None
     torch.testing.assert_close(both[1:], last_keys([[one]], ["push it"]), atol=1e-5, rtol=1e-4)
     for pictures, words in (([[two, one]], ["open"]), ([[one, two]], ["oxen"])):
         assert (last_keys(pictures, words) - both[:1]).abs().max() > 1e-4
+    end = windows.small.tokenizer.eos_token
+    marked = [windows.backbone.remember([[one]], [said]).mask.sum() for said in ("", end)]
+    assert marked[1] - marked[0] == len(end), "a model's own marks are letters in a task's words"
 
 
 def test_a_resumed_training_is_an_undisturbed_one_to_the_bit(folder: Path, tmp_path: Path) -> None:
