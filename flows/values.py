@@ -157,11 +157,12 @@ def unknown(known: Mapping[str, Any], changes: Changes) -> list[str]:
 
 
 def _put(values: Any, path: str, value: Any) -> None:
-    """Set one value of a section in place."""
-    *outer, name = path.split(".")
-    for step in outer:
-        values = values[step]
-    values[name] = value
+    """Set one value of a section in place; names within a mapping may hold dots themselves."""
+    outer = next((n for n in values if path.startswith(f"{n}.") and path not in values), None)
+    if outer is None:
+        values[path] = value
+    else:
+        _put(values[outer], path.removeprefix(f"{outer}."), value)
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[str]:

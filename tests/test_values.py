@@ -66,6 +66,10 @@ def test_a_nested_value_is_set_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"did you mean own\.x\.y\?"):
         values.apply(path, {"own": {"x.yy": 1}})
     form = values.form(ROOT)
+    robots = {"own": {"frames": {"arm": 1, "arm.v2": 2}}}
+    assert values.chosen(robots, values.parse(["own.frames.arm.v2=3"])) == {
+        "own": {"frames": {"arm": 1, "arm.v2": 3}}
+    }
     refined = values.chosen(form, {"segmentation": {"refinement.pictures": 12}})["segmentation"]
     assert refined.refinement.pictures == 12
     with pytest.raises(UserError, match=r"segmentation\.refinement\.pictures.*got 1"):

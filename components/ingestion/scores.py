@@ -46,7 +46,7 @@ def write(
 
 def slug(robot: str) -> str:
     """A robot's name in the names of files; a digest tells apart what looks alike there."""
-    found = re.sub(r"[^A-Za-z0-9_-]+", "-", robot)
+    found = re.sub(r"[^A-Za-z0-9_-]+", "-", robot) or "unknown"
     return found if found == robot else f"{found}-{hashlib.sha256(robot.encode()).hexdigest()[:6]}"
 
 
