@@ -191,17 +191,19 @@ def columns(recordings: Episodes, embodiment: str) -> list[Any]:
 
 def portions(recordings: Episodes, ids: list[str]) -> Iterator[list[str]]:
     """Episodes of one embodiment each, BATCH_ROWS control steps or one more at a time."""
-    about = {row["episode_id"]: row for row in recordings.manifest.to_pylist()}
-    for _, group in groupby(
-        sorted(ids, key=lambda i: (about[i]["embodiment"], about[i]["episode_index"])),
-        key=lambda i: about[i]["embodiment"],
-    ):
+    embodiments, places, frames = map(
+        recordings.column, ("embodiment", "episode_index", "n_frames")
+    )
+    in_order = sorted(ids, key=lambda i: (embodiments[i], places[i]))
+    for _, group in groupby(in_order, key=embodiments.__getitem__):
         some: list[str] = []
+        rows = 0
         for episode_id in group:
             some.append(episode_id)
-            if sum(about[i]["n_frames"] for i in some) >= BATCH_ROWS:
+            rows += frames[episode_id]
+            if rows >= BATCH_ROWS:
                 yield some
-                some = []
+                some, rows = [], 0
         if some:
             yield some
 
