@@ -206,6 +206,17 @@ def test_without_an_end_effector_joints_move() -> None:
     assert "(j0 and j1 most)" in words.segment(found, 0)
 
 
+def test_a_robot_that_is_all_gripper_closes_and_opens(tmp_path: Path) -> None:
+    episode = made.pick_and_place()
+    hand = dataclasses.replace(
+        episode, state=episode.state[:, 3:], action=episode.action[:, 3:],
+        state_names=("gripper",), action_names=("gripper",),
+    )  # fmt: skip
+    _, rows = captioned(tmp_path, [hand])
+    said = [row["text"] for row in rows if row["level"] == "action"]
+    assert len(said) == 3 and "grasp" in said[1] and "release" in said[2], said
+
+
 # --- phases --------------------------------------------------------------------------------------
 
 

@@ -126,7 +126,7 @@ def _hand(episode: Episode, event: Row, clear: float) -> _Hand:
     settled = max(settled, span.start)  # a cut may come after the fingers have closed
     after = (span.stop - 1 - settled) / max(span.stop - 1 - span.start, 1)
     way = np.linalg.norm(episode.motion[span.stop - 1] - episode.motion[settled])
-    then = after > AFTER and bool(way > GOES_ON * np.ptp(episode.motion, axis=0).max())
+    then = after > AFTER and bool(way > GOES_ON * np.ptp(episode.motion, axis=0).max(initial=0.0))
     if does == "opens" and not _moved(episode, span):
         return _Hand("")  # told to open a little, they still press on what they hold
     soon = float(episode.timestamps_s[begun] - episode.timestamps_s[0]) <= EARLY_S

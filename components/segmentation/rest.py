@@ -22,7 +22,8 @@ def still(batch: Flat, place: Array, window_s: float) -> Mask:
     speed = lengths(place[after] - place[before]) / elapsed
     brisk = batch.quantile(speed, 0.9)
     bend = np.abs(batch.diff(batch.diff(place)))
-    noise = np.stack([batch.quantile(b, 0.5, skip=2) for b in bend.T]) * SECOND_DIFFERENCE
+    none = np.zeros(len(half))  # a robot that is all gripper has no place
+    noise = np.stack([none, *(batch.quantile(b, 0.5, skip=2) for b in bend.T)]) * SECOND_DIFFERENCE
     shaken = NOISE_LEVELS * np.sqrt((noise**2).sum(axis=0)) / (2 * half * batch.step_s)
     return np.asarray(speed <= np.maximum(STILL_SHARE * brisk, shaken)[batch.owner])
 
