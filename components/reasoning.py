@@ -91,6 +91,9 @@ class Backbone:
         model, tokenizer, processor = self._loaded
         config = model.config
         flat = [picture for some in pictures for picture in some]
+        if not flat:  # robots without a camera
+            ids, mask = _padded([_ids(tokenizer, said) for said in words])
+            return remember(model.language_model, ids.to(self.device), mask.to(self.device))
         seen = processor(images=flat, return_tensors="pt")
         count = int(seen.image_grid_thw[0].prod()) // processor.merge_size**2
         around = config.vision_start_token_id, config.vision_end_token_id

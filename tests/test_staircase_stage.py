@@ -133,6 +133,8 @@ def test_a_prompt_holds_pictures_of_every_camera_and_words(folder: Path) -> None
     both = last_keys([[one, two], [one]], ["open", "push it"])
     torch.testing.assert_close(both[:1], last_keys([[one, two]], ["open"]), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(both[1:], last_keys([[one]], ["push it"]), atol=1e-5, rtol=1e-4)
+    blind = last_keys([[one], []], ["open", "push it"])
+    torch.testing.assert_close(blind[1:], last_keys([[]], ["push it"]), atol=1e-5, rtol=1e-4)
     for pictures, words in (([[two, one]], ["open"]), ([[one, two]], ["oxen"])):
         assert (last_keys(pictures, words) - both[:1]).abs().max() > 1e-4
     end = windows.small.tokenizer.eos_token
