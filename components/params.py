@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 from components.errors import UserError
 
 C = TypeVar("C", bound=BaseModel)
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is fast; not every build has it
 
 
 def load(path: Path) -> dict[str, dict[str, Any]]:
@@ -25,7 +26,7 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: expected UTF-8 text; {error}. Save it as UTF-8.") from None
     try:
-        values = yaml.load(text, Loader=yaml.CSafeLoader)
+        values = yaml.load(text, Loader=LOADER)  # noqa: S506  # a safe one
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(v, dict) for v in values.values()):

@@ -40,14 +40,15 @@ def _table(values: dict[str, Any]) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Short text without what would break a table."""
+    """Short text without what would break a table; words of recordings are no pictures or links."""
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, dict):
-        return ", ".join(f"{k}: {_cell(v)}" for k, v in value.items()) or "none"
+        return ", ".join(f"{_cell(k)}: {_cell(v)}" for k, v in value.items()) or "none"
     if isinstance(value, list):
         return ", ".join(map(_cell, value)) or "none"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    text = " ".join(str(value).split("\n"))
+    return text.replace("|", "\\|").replace("[", "\\[").replace("<", "&lt;")
 
 
 def _picture(stage: str, worktree: Path) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from components.outputs import write_json
 from flows import pictures, reports
 
 PAGE = "ingestion/index.html"
@@ -71,6 +72,14 @@ def test_the_artifact_links_the_pages(runs: Path) -> None:
     assert linked in pictures.markdown("ingestion", "read", run, "ran", linked)
     assert str(run / "report" / PAGE) in reports.links("ingestion", run, None)
     assert reports.links("sampling", run, None) == "" == reports.links("ingestion", runs, None)
+
+
+def test_words_of_recordings_stay_words_in_a_table(tmp_path: Path) -> None:
+    task = "a|b\n![c](http://elsewhere/d.png) <img src=x>"
+    write_json(tmp_path / "metrics/segmentation.json", {"same_kinds": {task: 0.5}, "said": [task]})
+    text = pictures.markdown("segmentation", "cut", tmp_path, "ran")
+    told = "a\\|b !\\[c](http://elsewhere/d.png) &lt;img src=x>"
+    assert text.endswith(f"| said | {told} |\n| same kinds | {told}: 0.5 |"), text
 
 
 def test_the_evaluations_artifact_shows_what_the_model_expected(tmp_path: Path) -> None:
