@@ -153,7 +153,7 @@ def test_every_word_has_its_provenance(server: Server, data: Path, tmp_path: Pat
     for number, note in enumerate(notes(tmp_path / "on")):
         task = list(TRUE_S)[number]
         assert (note["episode_id"], note["refiner"]) == (f"{number:020x}", "openai")
-        assert note["model_digest"] == dialogue.digest(f"{server.url[7:-3]}\nseer")
+        assert note["model_digest"] == dialogue.digest(f"{server.url[7:]}\nseer")
         prompt = (looks.PROMPTS / "changes.md").read_text()
         assert note["prompt_digest"] == dialogue.digest(prompt)
         assert json.loads(note["decoding"]) == OFF.refinement.decoding
@@ -246,6 +246,16 @@ def test_nonsense_is_said_and_the_signals_stand(
     assert len(server.seen) == 9, "described once, asked twice"
     corrected = server.seen[-1]["body"]["messages"]
     assert problem in corrected[-1]["content"] and len(corrected) == 5
+
+
+def test_models_behind_one_gateway_are_told_apart_by_their_path(server: Server) -> None:
+    paths = ("/v1", "/v1/", "/deployments/other/v1")
+    found = [
+        looks.Looks(config(refiner="openai", base_url=f"http://gateway{path}").refinement)
+        for path in paths
+    ]
+    one, same, other = (each.kept.folder for each in found)
+    assert one == same != other
 
 
 def test_half_characters_of_a_reply_break_no_table(

@@ -99,7 +99,8 @@ class Endpoint:
         key: str,
     ) -> None:
         self.base_url, self.model, self.section = base_url.rstrip("/"), model, section
-        self.digest = digest(f"{urlsplit(base_url).netloc}\n{model}")
+        server = urlsplit(self.base_url)
+        self.digest = digest(f"{server.netloc}{server.path}\n{model}")  # a gateway's paths differ
         self.settings, self.decoding = decoding, json.dumps(decoding, sort_keys=True)
         self.limits, self.pace, self.spent = limits, Pace(limits.requests_per_minute), Spent()
         self._key_name, self._key = key, key_from(key)
