@@ -52,7 +52,7 @@ class Verdict:
 
 
 class ExpectFactToBeBetween(gx.expectations.ExpectColumnValuesToBeBetween):  # type: ignore[misc]
-    """GX's own, whose configuration is built once and not 80 times: half of a validation's cost."""
+    """GX's own, whose configuration is built once and not 80 times: a third of a validation."""
 
     _built: Any = PrivateAttr(None)
 
