@@ -1,13 +1,30 @@
 """What the parts of the full model are worth: each switched off, on several seeds, on real data.
 
 A small preset is trained on the recorded demo by the trainer itself, with and without one part at a
-time, on the same draws, noise and initial weights (paired by seed). Every part is judged by its own
-metrics, on held-out events with fixed noise, at the averaged weights. Reported: the mean difference
-(without less with) over seeds with a 95 % interval of Student's t; above zero the part helps. That
-each loss falls is shown by its first and last values over seeds.
+time, on the same draws, noise and initial weights (paired by seed), and judged on held-out events
+(`ablation_runs.py`). Reported: the mean difference (without less with) over seeds with a 95 %
+interval of Student's t; above zero the part helps. That each loss falls is shown by its first and
+last values. Towers of width 64, pictures of 16 px in patches of 48 numbers, so that a patch passes.
 
-Parts of the asymmetric coupling (anchor, N_d, a video tower that was trained) are judged in the
-recipe's stage `action`, its video tower frozen and taken from the whole training of the same seed.
+`PARTS` below is the whole plan: the part, the setting in which it could matter, and the metrics of
+what it is for, all of them written down before anything was run.
+
+- Joint: both towers, the event's caption told or dropped as in `params.yaml`.
+- Video: stage `video`, for 10/3 of the steps. What is behind a tube is asked as a share of what the
+  camera's mean picture leaves (1: nothing but that is known).
+- Hidden view: the same without words, a tube hiding one of the two views in every window, all of
+  it, so that only the other view can tell where the hand and the object are. Without words, since
+  they tell the task and with it most of what differs between pictures.
+- Borders: stage `video` on pictures squeezed between black borders; judged inside the picture.
+- Action: the recipe's stage `action` without words, so that the picture must say what there is to
+  do; the video tower frozen, taken from the video setting (10/3 of the steps).
+- Two robots: joint; every second episode is another robot's, with three columns of the four in
+  another order and sense, in the same vectors.
+- Chunks: unified mode, half a second whatever happens in it; the state knows no speeds.
+
+The DCT loss's default becomes the largest of the weights 1, 3 and 10 that takes something off the
+fast part of the error (interval above zero) at no cost in action loss or in the error of generated
+actions (no interval below zero); none, if there is none.
 """
 
 from __future__ import annotations
@@ -18,12 +35,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from functools import cache
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,142 +46,25 @@ import torch.distributed as dist
 
 from components import params
 from components.pretraining import view
-from components.pretraining.full_windows import FullWindows
 from components.pretraining.stage import Config
 from components.pretraining.training import Training
 from models import schedule
-from models.acting import denoised
-from models.dct import dct_matrix
-from models.draws import Chances, Draw
-from models.packed import Packed
 from models.presets import PRESETS
-from models.rows import Rows, collate, of_event
-from models.wall import WallModel, held, noised
-from models.wan import fold
-from models.windows import Window
+from tests.benchmarks.ablation_runs import (
+    Arm,
+    BordersUnknown,
+    Letterboxed,
+    NoMasks,
+    OneName,
+    Run,
+    TwoRobots,
+    anchored,
+    changed,
+)
 
 ROOT = Path(__file__).parents[2]
 LARGE_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 95 %, two sides
-NOISE_DRAWS = 4
-FROZEN = {"stage": "action", "coupling": "asymmetric", "action_samples": 8}
-Figures = dict[str, float]
-
-
-class Run:
-    """One training and what is asked of it."""
-
-    def __init__(
-        self, folder: Path, config: Config, steps: int, change: Change, whole: Run | None
-    ) -> None:
-        self.windows = FullWindows(folder, config)
-        self.windows.steps = steps
-        self.training = Training(self.windows, config)
-        if change is not None:
-            change(self.training, whole)
-        for step in range(steps):
-            self.training.step(step, self.windows.batch(step, 0, 1))
-        for name, parameter in self.training.model.named_parameters():
-            parameter.data.copy_(self.training.average[name])
-        weights = self.model.shape.weights
-        self.model.shape = replace(self.model.shape, weights=replace(weights, dct=1.0))  # be told
-
-    @property
-    def model(self) -> WallModel:
-        """What was trained."""
-        assert isinstance(self.training.model, WallModel)
-        return self.training.model
-
-    @cache  # noqa: B019  a run lives as long as its figures are asked for
-    def held_out(self, *, words: bool = True) -> list[Window]:
-        """Every event that is held out, from its start and from its middle."""
-        w = self.windows
-        events = np.flatnonzero(w.arrays["event_validation"]).tolist()
-        spots = [
-            (e, int(a + share * (b - a)))
-            for e in events
-            for a, b in [(w.arrays["event_start"][e], w.arrays["event_end"][e])]
-            for share in (0.0, 0.5)
-        ]
-        return [w.window(e, w.span(e, at), w.words(e) if words else "") for e, at in spots]
-
-    def noises(self, chances: Chances, *, words: bool = True) -> Iterator[tuple[Rows, Draw]]:
-        """The held-out events under fixed noise, some times."""
-        batch = Packed.of(self.held_out(words=words), self.windows.shape.limits, chances)
-        for seed in range(NOISE_DRAWS):
-            yield batch.with_noise(torch.Generator().manual_seed(seed))
-
-    @cache  # noqa: B019
-    @torch.no_grad()
-    def losses(self, *, words: bool = True) -> Figures:
-        """Mean losses over fixed noise, without tubes and with as many action draws for all."""
-        chances = replace(self.windows.chances, tube_probability=0.0)
-        if chances.coupling == "asymmetric":
-            chances = replace(chances, action_samples=8)
-        each = [self.model.losses(*drawn) for drawn in self.noises(chances, words=words)]
-        return {
-            name: float(np.mean([float(getattr(losses, name)) for losses in each]))
-            for name in self.model.terms
-        }
-
-    @cache  # noqa: B019
-    @torch.no_grad()
-    def behind_tubes(self) -> float:
-        """Mean square of what the video says is behind a tube, less what is there.
-
-        A tube hides the noise too, so the best velocity is minus the expected latent there.
-        """
-        chances = replace(self.windows.chances, tube_probability=1.0)
-        squares, counts = 0.0, 0.0
-        for rows, drawn in self.noises(chances):
-            sigma = torch.where(rows.clean, 0.0, of_event(drawn.sigma, rows.frame_event))
-            seen = noised(rows.latents, drawn.noise, sigma)
-            said, _ = self.model.video(seen, sigma, rows, drawn.hidden)
-            off = (said + fold(rows.latents)).square().mean(dim=-1)
-            asked = (drawn.hidden & rows.inside & ~rows.clean[:, None, :, None]).float()
-            squares, counts = squares + float((off * asked).sum()), counts + float(asked.sum())
-        return squares / counts
-
-    @cache  # noqa: B019
-    @torch.no_grad()
-    def acted(self, steps: int = 5) -> Figures:
-        """Generated actions against those recorded; `fast` is the upper half of frequencies."""
-        rows = collate(self.held_out(), self.windows.shape.limits)
-        still = replace(rows, latents=held(rows), actions=torch.zeros_like(rows.actions))
-        mask, transform = rows.action_mask.float(), dct_matrix(rows)
-        both = mask[:, 2:] * mask[:, 1:-1] * mask[:, :-2]
-        fast = (2 * rows.step >= rows.steps)[..., None] * mask
-        found: list[Figures] = []
-        for seed in range(NOISE_DRAWS):
-            random = torch.Generator().manual_seed(seed)
-            made, _ = denoised(self.model, still, steps, random)
-            error = (made - rows.actions) * mask
-            bend = made[:, 2:] - 2 * made[:, 1:-1] + made[:, :-2]
-            squares = (transform @ error).square()
-            found.append({
-                "error": float(error.abs().sum() / mask.sum()),
-                "fast": float((squares * fast).sum() / fast.sum()),
-                "jitter": float(((bend.square() * both).sum() / both.sum()).sqrt()),
-            })  # fmt: skip
-        return {name: float(np.mean([f[name] for f in found])) for name in found[0]}
-
-    @cache  # noqa: B019
-    @torch.no_grad()
-    def ends(self) -> Figures:
-        """Where the model thinks that events end: errors, and those of one constant."""
-        windows = self.held_out()
-        rows = collate(windows, self.windows.shape.limits)
-        left, done = self.model.ends(rows.only_clean())
-        known = np.array([w.left_s for w in windows]), np.array([w.done for w in windows])
-        log = np.log(known[0])
-        return {
-            "left_error": float(np.abs(left[:, 0].numpy() - log).mean()),
-            "left_constant": float(np.abs(log - np.median(log)).mean()),
-            "done_error": float(np.abs(done[:, 0].sigmoid().numpy() - known[1]).mean()),
-            "done_constant": float(np.abs(known[1] - np.median(known[1])).mean()),
-        }
-
-
-Change = Callable[[Training, Run | None], None] | None
+WIDTH, LATENT_PX, CODEC_PX, VIDEO_LENGTH = 64, 8, 2, 10 / 3
 
 
 def silenced(training: Training, names: Callable[[str], bool]) -> None:
@@ -178,157 +76,145 @@ def silenced(training: Training, names: Callable[[str], bool]) -> None:
             parameter.register_hook(torch.zeros_like)
 
 
-def without_crossing(training: Training, whole: Run | None) -> None:
+def without_crossing(training: Training) -> None:
     """The branch across views stays what it is at its start: nothing."""
     silenced(training, lambda name: ".across.out." in name)
 
 
-def without_words_at_the_end(training: Training, whole: Run | None) -> None:
+def without_camera_turns(training: Training) -> None:
+    """All cameras are turned by nothing."""
+    silenced(training, lambda name: name == "video.cameras.angles")
+
+
+def without_words_at_the_end(training: Training) -> None:
     """The head that says where events end does not read the words."""
     silenced(training, lambda name: name == "action.ends.text.out.weight")
 
 
-def without_time_codes(training: Training, whole: Run | None) -> None:
+def without_time_codes(training: Training) -> None:
     """Action tokens and video keys carry no time."""
     silenced(training, lambda name: "action_code." in name or "video_code." in name)
 
 
-def from_whole(training: Training, whole: Run | None, towers: str = "") -> None:
-    """Start from the weights of the whole model's training."""
-    assert whole is not None
-    for name, parameter in whole.model.named_parameters():
-        if name.startswith(towers):
-            training.model.get_parameter(name).data.copy_(parameter.detach())
-            training.average[name].copy_(parameter.detach())
-
-
-def video_from_whole(training: Training, whole: Run | None) -> None:
-    """Start from the video tower of the whole model's training, and a new action tower."""
-    from_whole(training, whole, "video.")
-
-
-@dataclass(frozen=True)
-class Arm:
-    """How one training differs from the whole: values, its start or its parts, its anchor."""
-
-    values: dict[str, Any] = field(default_factory=dict)
-    change: Change = None
-    anchor: int = schedule.ANCHOR_STEP
-
-    @property
-    def key(self) -> str:
-        """Equal arms are trained once."""
-        return f"{sorted(self.values.items())} {self.change} {self.anchor}"
-
-
-WHOLE, TUBES = Arm(), {"tube_probability": 1.0}
-ACTION_STAGE = Arm(FROZEN, from_whole)
-VIDEO_LOSS = {
-    "video loss": lambda run: run.losses()["video"],
-    "action loss": lambda run: run.losses()["action"],
-    "error of generated actions": lambda run: run.acted()["error"],
+METRICS: dict[str, Callable[[Run], float]] = {
+    "video loss": lambda run: run.video_loss(),
+    "behind a tube": lambda run: run.behind(2),
+    "a hidden view": lambda run: run.behind(LATENT_PX),
+    "action loss": lambda run: run.action_loss(),
+    "action loss without words": lambda run: run.action_loss(silent=True),
+    "error of actions": lambda run: run.acted()["error"],
+    "fast part of the error": lambda run: run.acted()["fast"],
+    "jitter": lambda run: run.acted()["jitter"],
+    "log of seconds left": lambda run: run.ends()["left"],
+    "part done": lambda run: run.ends()["done"],
 }
-ACTED = {
-    "action loss": lambda run: run.losses()["action"],
-    "error of generated actions": lambda run: run.acted()["error"],
-}
-SMOOTH = {
-    "fast part of generated actions' error": lambda run: run.acted()["fast"],
-    "jitter of generated actions": lambda run: run.acted()["jitter"],
-}
-BEHIND = {"what is behind tubes": lambda run: run.behind_tubes()}
-# part -> with it, without it, its metrics
-Part = tuple[Arm, Arm, dict[str, Callable[[Run], float]]]
+ACTING = ("action loss", "error of actions")
+SILENT = {"caption_drop_short": 1.0, "caption_drop_long": 1.0}
+HIDDEN = SILENT | {"stage": "video", "tube_probability": 1.0, "tube_side": LATENT_PX}
+FROZEN = SILENT | {"stage": "action", "coupling": "asymmetric", "action_samples": 8}
+CHUNK = {"windows": "chunk", "chunk_s": 0.5}
+
+JOINT, DCT_OFF = Arm(), Arm({"dct_weight": 0.0})
+VIDEO = Arm({"stage": "video"}, length=VIDEO_LENGTH)
+VIEW = Arm(HIDDEN, length=VIDEO_LENGTH)
+BOXED = Arm({"stage": "video"}, windows=Letterboxed)
+ACTION = Arm(FROZEN, video_from=VIDEO)
+ROBOTS = Arm(windows=TwoRobots)
+
+
+class Part(NamedTuple):
+    """The training with the part, the one without, and what the part is for."""
+
+    have: Arm
+    without: Arm
+    metrics: tuple[str, ...]
+
+
 PARTS: dict[str, Part] = {
-    "tube masking": (WHOLE, Arm({"tube_probability": 0.0}), BEHIND),
-    "attention across views, tubes in every window": (
-        Arm(TUBES), Arm(TUBES, without_crossing), BEHIND,
+    "tube masking": Part(
+        VIDEO, replace(VIDEO, values={"stage": "video", "tube_probability": 0.0}),
+        ("behind a tube",),
     ),
-    "caption drop": (
-        WHOLE, Arm({"caption_drop_short": 0.0, "caption_drop_long": 0.0}),
-        {"action loss without words": lambda run: run.losses(words=False)["action"]},
+    "tube weight 2, 1 instead": Part(
+        VIDEO, replace(VIDEO, values={"stage": "video", "tube_weight": 1.0}), ("behind a tube",)
     ),
-    "captions": (
-        WHOLE, Arm({"caption_drop_short": 1.0, "caption_drop_long": 1.0}),
-        {"action loss, told as in training": lambda run: run.losses(
-            words=run.training.config.caption_drop_long < 1)["action"]},
+    "attention across views": Part(
+        VIEW, replace(VIEW, change=without_crossing), ("a hidden view",)
     ),
-    "DCT loss": (WHOLE, Arm({"dct_weight": 0.0}), SMOOTH),
-    "DCT loss of weight 10": (Arm({"dct_weight": 10.0}), Arm({"dct_weight": 0.0}), SMOOTH),
-    "video loss": (WHOLE, Arm({"video_weight": 0.0}), VIDEO_LOSS),
-    "v-prediction, x instead": (WHOLE, Arm({"prediction": "x"}), {
-        "error of generated actions": lambda run: run.acted()["error"],
-    }),
-    "two time codes": (WHOLE, Arm({}, without_time_codes), ACTED),
-    "loss of the seconds left": (WHOLE, Arm({"left_weight": 0.0}), {
-        "error of log seconds left": lambda run: run.ends()["left_error"],
-    }),
-    "loss of the part done": (WHOLE, Arm({"done_weight": 0.0}), {
-        "error of the part done": lambda run: run.ends()["done_error"],
-        "error of log seconds left": lambda run: run.ends()["left_error"],
-    }),
-    "words for the end": (WHOLE, Arm({}, without_words_at_the_end), {
-        "error of log seconds left": lambda run: run.ends()["left_error"],
-    }),
-    "stage action: N_d = 8, 1 instead": (
-        ACTION_STAGE, Arm(FROZEN | {"action_samples": 1}, from_whole), ACTED,
+    "camera RoPE": Part(VIEW, replace(VIEW, change=without_camera_turns), ("a hidden view",)),
+    "border mask": Part(
+        BOXED, replace(BOXED, windows=BordersUnknown, truth=Letterboxed), ("video loss",)
     ),
-    "stage action: anchor at 45 of 50, 50 instead": (
-        ACTION_STAGE, Arm(FROZEN, from_whole, schedule.ANCHOR_STEPS), ACTED,
+    "trained video, random instead": Part(
+        ACTION, Arm(FROZEN), (*ACTING, "log of seconds left")
     ),
-    "stage action, new action tower: a trained video, a random one instead": (
-        Arm(FROZEN, video_from_whole), Arm(FROZEN), ACTED,
+    "N_d = 8, 1 instead": Part(
+        ACTION, replace(ACTION, values=FROZEN | {"action_samples": 1}), ACTING
+    ),
+    "anchor at 45 of 50, 50 instead": Part(
+        ACTION, replace(ACTION, anchor=schedule.ANCHOR_STEPS), ACTING
+    ),
+    "video loss": Part(
+        JOINT, Arm({"video_weight": 0.0}), ("video loss", *ACTING, "log of seconds left")
+    ),
+    "video loss, no words": Part(
+        Arm(SILENT), Arm(SILENT | {"video_weight": 0.0}), (*ACTING, "log of seconds left")
+    ),
+    "captions": Part(JOINT, Arm(SILENT), ACTING),
+    "caption drop": Part(
+        JOINT, Arm({"caption_drop_short": 0.0, "caption_drop_long": 0.0}),
+        ("action loss without words",),
+    ),
+    "words for the end": Part(JOINT, Arm({}, without_words_at_the_end), ("log of seconds left",)),
+    "loss of the seconds left": Part(JOINT, Arm({"left_weight": 0.0}), ("log of seconds left",)),
+    "loss of the part done": Part(JOINT, Arm({"done_weight": 0.0}), ("part done",)),
+    "two time codes": Part(JOINT, Arm({}, without_time_codes), ACTING),
+    "v-prediction, x instead": Part(JOINT, Arm({"prediction": "x"}), ("error of actions",)),
+    **{
+        f"DCT loss of weight {weight:g}": Part(
+            JOINT if weight == 0.1 else Arm({"dct_weight": weight}), DCT_OFF,
+            ("fast part of the error", "jitter", *ACTING),
+        )
+        for weight in (0.1, 1.0, 3.0, 10.0)
+    },
+    "masks of a robot's columns": Part(
+        ROBOTS, Arm(windows=NoMasks, truth=TwoRobots), ("error of actions",)
+    ),
+    "a robot's embedding": Part(ROBOTS, Arm(windows=OneName), ("error of actions",)),
+    "history of 2 frames": Part(
+        Arm(CHUNK | {"history_frames": 2}), Arm(CHUNK), ("error of actions", "video loss")
     ),
 }  # fmt: skip
 
 
-@contextmanager
-def anchored(step: int) -> Iterator[None]:
-    """The anchor at another step of 50."""
-    usual, schedule.ANCHOR_STEP = schedule.ANCHOR_STEP, step
-    try:
-        yield
-    finally:
-        schedule.ANCHOR_STEP = usual
+class Trainings:
+    """Every arm of one seed, trained once."""
 
+    def __init__(self, folders: dict[str, Path], config: Config, steps: int) -> None:
+        self.folders, self.config, self.steps = folders, config, steps
+        self.runs: dict[str, Run] = {}
+        self.batches: dict[str, Any] = {}
 
-def changed(config: Config, of: dict[str, Any]) -> Config:
-    """The values with some of the full model's, or of all, replaced."""
-    own = {name: value for name, value in of.items() if name in type(config.full).model_fields}
-    rest = {name: value for name, value in of.items() if name not in own}
-    return config.model_copy(update=rest | {"full": config.full.model_copy(update=own)})
+    def of(self, arm: Arm) -> Run:
+        """The arm's training, begun from the arm that it starts from."""
+        if arm.key not in self.runs:
+            start = self.of(arm.video_from) if arm.video_from else None
+            config = changed(self.config, arm.values)
+            steps = round(arm.length * self.steps)
+            with anchored(arm.anchor):
+                self.runs[arm.key] = Run(
+                    self.folders[config.full.windows], config, arm, steps, start, self.batches
+                )
+        return self.runs[arm.key]
 
-
-def seed_of(folder: Path, config: Config, steps: int, parts: list[str]) -> dict[str, Any]:
-    """All trainings of one seed: (with, without) of every metric of every part, losses, ends."""
-    whole = Run(folder, config, steps, None, None)
-    curve, part = whole.training.curve.numpy(), max(1, steps // 20)
-    fall = {
-        name: (float(curve[:part, i].mean()), float(curve[-part:, i].mean()))
-        for i, name in enumerate(whole.training.columns)
-        if name in whole.model.terms
-    }
-    asked: dict[str, list[tuple[str, Callable[[Run], float]]]] = {}
-    arms: dict[str, Arm] = {}
-    for name in parts:
-        for arm in PARTS[name][:2]:
-            arms[arm.key] = arm
-            asked.setdefault(arm.key, []).extend(PARTS[name][2].items())
-    told: dict[str, Figures] = {}
-    for key, arm in arms.items():
-        with anchored(arm.anchor):
-            of = changed(config, arm.values)
-            run = whole if arm == WHOLE else Run(folder, of, steps, arm.change, whole)
-            told[key] = {metric: ask(run) for metric, ask in asked[key]}
-    pairs = {
-        f"{name} | {metric}": (told[with_.key][metric], told[without.key][metric])
-        for name in parts
-        for with_, without, metrics in [PARTS[name]]
-        for metric in metrics
-    }
-    said = {"losses": fall, "ends": whole.ends(), "acted": whole.acted(), "pairs": pairs}
-    print(json.dumps({"seed": config.seed} | said), file=sys.stderr, flush=True)
-    return said
+    def pair(self, part: Part) -> dict[str, tuple[float, float]]:
+        """(with, without) of each metric."""
+        told = []
+        for arm in part[:2]:
+            run = self.of(arm)
+            with anchored(arm.anchor):
+                told.append({name: METRICS[name](run) for name in part.metrics})
+        return {name: (told[0][name], told[1][name]) for name in part.metrics}
 
 
 def interval(values: list[float]) -> tuple[float, float, float]:
@@ -356,52 +242,78 @@ def table(found: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
     return "\n".join(lines), figures
 
 
+def seed_of(trainings: Trainings, parts: list[str]) -> dict[str, Any]:
+    """All parts of one seed, each told as soon as it is known; how the joint losses fell."""
+    pairs: dict[str, tuple[float, float]] = {}
+    for name in parts:
+        new = trainings.pair(PARTS[name])
+        said = {"seed": trainings.config.seed, "part": name, "pairs": new}
+        print(json.dumps(said), file=sys.stderr, flush=True)
+        pairs |= {f"{name} | {metric}": pair for metric, pair in new.items()}
+    whole = trainings.of(JOINT)
+    said = {"pairs": pairs, "losses": whole.fall, "ends": whole.ends()}
+    print(json.dumps({"seed": trainings.config.seed} | said), file=sys.stderr, flush=True)
+    return said
+
+
+def views(data: Path, folder: Path, config: Config) -> dict[str, Path]:
+    """The training view of events, and the wider one of chunks with history."""
+    chunk = {"windows": "chunk", "chunk_s": 0.5, "history_frames": 2}
+    folders = {name: folder / name for name in ("event", "chunk")}
+    for name, of in (("event", config), ("chunk", changed(config, chunk))):
+        folders[name].mkdir()
+        view.build(*(data / n for n in ("episodes", "captions", "plan")), folders[name], of)
+    return folders
+
+
 def main() -> None:
     """Print the tables, and one JSON line last."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seed", type=int, help="one seed instead of several")
     parser.add_argument("--data", type=Path, required=True, help="`data` of a run that is finished")
-    parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--latent-px", type=int, default=8, help="side of a latent frame")
-    parser.add_argument("--codec-px", type=int, default=4, help="side of a latent pixel")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--parts", nargs="+", default=[*PARTS], choices=[*PARTS])
     given = parser.parse_args()
     values = params.load(ROOT / "params.yaml")["pretraining"]
-    values |= {"preset": given.preset, "processes": 1, "batch_size": given.batch_size}
-    values["full"] |= {"codec_px": given.codec_px}
-    config = Config.model_validate(values | {"ema": 0.95})
-    sized = replace(PRESETS[given.preset], latent_px=(given.latent_px, given.latent_px))
-    PRESETS[given.preset] = sized
+    values |= {"preset": "tiny", "processes": 1, "batch_size": given.batch_size, "ema": 0.95}
+    values["full"] |= {"codec_px": CODEC_PX, "dct_weight": 0.1}
+    config = Config.model_validate(values)
+    shape = PRESETS["tiny"].shape
+    shape = replace(
+        shape,
+        video=replace(shape.video, head_width=WIDTH // 4, feed_width=4 * WIDTH),
+        action=replace(shape.action, head_width=WIDTH // 4),
+    )
+    PRESETS["tiny"] = replace(PRESETS["tiny"], shape=shape, latent_px=(LATENT_PX, LATENT_PX))
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     began = time.process_time()
+    seeds = given.seeds if given.seed is None else [given.seed]
     with tempfile.TemporaryDirectory(prefix="wamflow-ablation-") as name:
-        folder = Path(name) / "view"
-        folder.mkdir()
         dist.init_process_group("gloo", init_method=f"file://{name}/meet", rank=0, world_size=1)
-        view.build(*(given.data / n for n in ("episodes", "captions", "plan")), folder, config)
-        seeds = given.seeds if given.seed is None else [given.seed]
+        folders = views(given.data, Path(name), config)
         found = [
-            seed_of(folder, config.model_copy(update={"seed": s}), given.steps, given.parts)
-            for s in seeds
+            seed_of(
+                Trainings(folders, config.model_copy(update={"seed": seed}), given.steps),
+                given.parts,
+            )
+            for seed in seeds
         ]
         dist.destroy_process_group()
     text, figures = table(found)
     print(text)
-    losses = {
+    falls = {
         n: np.mean([f["losses"][n] for f in found], axis=0).tolist() for n in found[0]["losses"]
     }
     ends = {n: float(np.mean([f["ends"][n] for f in found])) for n in found[0]["ends"]}
     print(
         json.dumps(
             {
-                "preset": given.preset, "latent_px": given.latent_px, "codec_px": given.codec_px,
-                "seeds": seeds, "steps": given.steps,
-                "batch_size": given.batch_size, "parts": figures,
-                "losses_first_and_last": losses, "ends": ends,
+                "width": WIDTH, "latent_px": LATENT_PX, "codec_px": CODEC_PX, "seeds": seeds,
+                "steps": given.steps, "batch_size": given.batch_size, "parts": figures,
+                "losses_first_and_last": falls, "ends": ends,
                 "cpu_s": round(time.process_time() - began),
             }
         )
