@@ -243,15 +243,16 @@ def table(found: list[dict[str, Any]]) -> tuple[str, dict[str, Any]]:
 
 
 def seed_of(trainings: Trainings, parts: list[str]) -> dict[str, Any]:
-    """All parts of one seed, each told as soon as it is known; how the joint losses fell."""
+    """All parts of one seed, each told as soon as it is known; how losses fell."""
     pairs: dict[str, tuple[float, float]] = {}
     for name in parts:
         new = trainings.pair(PARTS[name])
         said = {"seed": trainings.config.seed, "part": name, "pairs": new}
         print(json.dumps(said), file=sys.stderr, flush=True)
         pairs |= {f"{name} | {metric}": pair for metric, pair in new.items()}
-    whole = trainings.of(JOINT)
-    said = {"pairs": pairs, "losses": whole.fall, "ends": whole.ends()}
+    arms = {"joint": JOINT, "video": VIDEO}
+    whole = {name: run for name, a in arms.items() if (run := trainings.runs.get(a.key))}
+    said = {"pairs": pairs, "losses": {name: run.fall for name, run in whole.items()}}
     print(json.dumps({"seed": trainings.config.seed} | said), file=sys.stderr, flush=True)
     return said
 
@@ -305,15 +306,15 @@ def main() -> None:
     text, figures = table(found)
     print(text)
     falls = {
-        n: np.mean([f["losses"][n] for f in found], axis=0).tolist() for n in found[0]["losses"]
+        arm: {n: np.mean([f["losses"][arm][n] for f in found], axis=0).tolist() for n in names}
+        for arm, names in found[0]["losses"].items()
     }
-    ends = {n: float(np.mean([f["ends"][n] for f in found])) for n in found[0]["ends"]}
     print(
         json.dumps(
             {
                 "width": WIDTH, "latent_px": LATENT_PX, "codec_px": CODEC_PX, "seeds": seeds,
                 "steps": given.steps, "batch_size": given.batch_size, "parts": figures,
-                "losses_first_and_last": falls, "ends": ends,
+                "losses_first_and_last": falls,
                 "cpu_s": round(time.process_time() - began),
             }
         )
