@@ -43,6 +43,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 import torch.distributed as dist
+from scipy import stats
 
 from components import params
 from components.pretraining import view
@@ -63,7 +64,6 @@ from tests.benchmarks.ablation_runs import (
 )
 
 ROOT = Path(__file__).parents[2]
-LARGE_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365}  # 95 %, two sides
 WIDTH, LATENT_PX, CODEC_PX, VIDEO_LENGTH = 64, 8, 2, 10 / 3
 
 
@@ -222,7 +222,7 @@ def interval(values: list[float]) -> tuple[float, float, float]:
     mean, n = float(np.mean(values)), len(values)
     if n < 2:
         return mean, float("nan"), float("nan")
-    half = LARGE_T.get(n, 2.0) * float(np.std(values, ddof=1)) / n**0.5
+    half = float(stats.t.ppf(0.975, n - 1) * np.std(values, ddof=1) / n**0.5)
     return mean, mean - half, mean + half
 
 

@@ -1,0 +1,185 @@
+"""What the parts of the staircase are worth: each switched off, on several seeds, on captions.
+
+No published Qwen3.5 is at hand offline, so both language models are small random ones; the one that
+says first learns the captions of the training events (a language model that knows no language
+cannot tell whether a state says something). Then the staircase is trained through the one trainer,
+with and without a part, paired by seed. The metric, written down before anything was run: the
+reconstruction loss on held-out events, nats a token; above zero the part helps.
+
+- attachment: the stairs read the prompt; without, themselves alone, so what is left is what all
+  events share.
+- parallel states: each stair has a start of its own; without, all say the same state.
+- relay: the lower layers run once; instead, fewer of them do (relay depth 1). It is there to save
+  time, so the time of a pass is given, and no loss of quality is what it promises.
+- reconstruction: the loss itself; without training at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from components import params
+from components.outputs import write_json
+from components.pretraining import initial, view
+from components.pretraining.reasons import ReasonWindows
+from components.pretraining.stage import Config
+from components.pretraining.training import Training
+from components.reasoning import SmallModel
+from models.reasoner import Reasoner, Reasons
+from tests import made_qwen
+from tests.benchmarks.ablation import ROOT, interval, silenced
+
+RELAY, SPEAKER_STEPS = 2, 400
+
+
+class Unattached(ReasonWindows):
+    """Stairs that see nothing of their prompts."""
+
+    def _windows(self, *of: Any) -> Reasons:  # type: ignore[override]
+        reasons = super()._windows(*of)
+        mask = torch.zeros_like(reasons.prompt.mask)
+        return replace(reasons, prompt=reasons.prompt._replace(mask=mask))
+
+
+def one_start(training: Training) -> None:
+    """All stairs begin where the relay ends."""
+    silenced(training, lambda name: name == "staircase.stairs")
+
+
+def speaker(folder: Path, texts: list[str], seed: int) -> None:
+    """Teach the small language model in `folder` to say `texts`, and keep it there."""
+    torch.manual_seed(seed)
+    small = SmallModel.of(folder)
+    small.model.requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(small.model.parameters(), 3e-3)
+    random = np.random.default_rng(seed)
+    for step in range(SPEAKER_STEPS):
+        ids, mask = small.tokens([[texts[i]] for i in random.integers(len(texts), size=16)], 64)
+        ids, mask = ids[:, 0], mask[:, 0]
+        wanted = torch.where(mask, ids, -100)
+        loss = small.model(input_ids=ids, attention_mask=mask.long(), labels=wanted).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 50 == 0 or step == SPEAKER_STEPS - 1:
+            print(f"speaker: step {step} loss {float(loss.detach()):.3f}", flush=True)
+    small.model.save_pretrained(folder)
+
+
+@torch.no_grad()
+def held_out(training: Training, steps: int) -> tuple[float, float]:
+    """Reconstruction loss at the averaged weights, and seconds of a pass of the staircase."""
+    model = training.model
+    assert isinstance(model, Reasoner)
+    if steps:
+        for name, parameter in model.named_parameters():
+            parameter.copy_(training.average[name])
+    windows = training.windows
+    events = np.flatnonzero(windows.arrays["event_validation"])
+    start = windows.arrays["event_start"][events]
+    reasons: Any = windows._windows(events, start, np.ones(len(events), bool))
+    loss = float(model.losses(reasons).reconstruction)
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        model.staircase(reasons.prompt)
+        times.append(time.perf_counter() - began)
+    return loss, float(np.median(times))
+
+
+def trained(
+    kind: type[ReasonWindows], folder: Path, config: Config, steps: int,
+    change: Callable[[Training], None] | None = None,
+) -> tuple[float, float]:  # fmt: skip
+    """One training's held-out loss and time."""
+    windows = kind(folder, config)
+    windows.steps = max(steps, 1)
+    training = Training(windows, config)
+    if change is not None:
+        change(training)
+    for step in range(steps):
+        training.step(step, windows.batch(step, 0, 1))
+    return held_out(training, steps)
+
+
+def main() -> None:
+    """Print a table, and one JSON line last."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seed", type=int, help="one seed instead of several")
+    parser.add_argument("--data", type=Path, required=True, help="`data` of a run that is finished")
+    parser.add_argument("--steps", type=int, default=150)
+    given = parser.parse_args()
+    values = params.load(ROOT / "params.yaml")["pretraining"]
+    values |= {"preset": "tiny", "processes": 1, "batch_size": 8, "ema": 0.95, "adamw_lr": 0.003}
+    stairs = values["full"]["staircase"] | {"relay_depth": RELAY, "width": 64}
+    values["full"] |= {"stage": "staircase", "staircase": stairs}
+    base = Config.model_validate(values)
+    torch.set_num_threads(1)
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    seeds = given.seeds if given.seed is None else [given.seed]
+    found: dict[str, list[tuple[float, float]]] = {}
+    times: dict[str, list[float]] = {"relay depth 2": [], "relay depth 1": []}
+    with tempfile.TemporaryDirectory(prefix="wamflow-staircase-") as name:
+        root = Path(name)
+        dist.init_process_group("gloo", init_method=f"file://{name}/meet", rank=0, world_size=1)
+        made_qwen.write_large(root / "vlm")
+        made_qwen.write_small(root / "lm")
+        folder = root / "view"
+        for at, texts in ((root / "first", None), (folder, "known")):
+            if texts is not None:
+                info = json.loads((root / "first" / "view.json").read_text())
+                held = np.load(root / "first" / "arrays.npz")["event_validation"]
+                known = [r for r, h in zip(info["reasons"], held, strict=True) if not h]
+                speaker(root / "lm", sorted({text for some in known for text in some}), 0)
+            start = {
+                p: {"from": str(root / p), "sha256": initial.listed(p, root / p)}
+                for p in ("vlm", "lm")
+            }
+            write_json(root / "init.json", start)
+            at.mkdir()
+            parts = (given.data / n for n in ("episodes", "captions", "plan"))
+            view.build(*parts, at, base, initial.read(root / "init.json"))
+        for seed in seeds:
+            config = base.model_copy(update={"seed": seed})
+            one = config.full.staircase.model_copy(update={"relay_depth": 1})
+            shallow = config.model_copy(
+                update={"full": config.full.model_copy(update={"staircase": one})}
+            )
+            whole = trained(ReasonWindows, folder, config, given.steps)
+            arms = {
+                "attachment": trained(Unattached, folder, config, given.steps),
+                "parallel states": trained(ReasonWindows, folder, config, given.steps, one_start),
+                "relay depth 2, 1 instead": trained(ReasonWindows, folder, shallow, given.steps),
+                "reconstruction": trained(ReasonWindows, folder, config, 0),
+            }
+            for part, (loss, _) in arms.items():
+                found.setdefault(part, []).append((whole[0], loss))
+            times["relay depth 2"].append(whole[1])
+            times["relay depth 1"].append(arms["relay depth 2, 1 instead"][1])
+            print(json.dumps({"seed": seed, "whole": whole, "arms": arms}), flush=True)
+        dist.destroy_process_group()
+    figures = {}
+    for part, pairs in found.items():
+        mean, low, high = interval([without - have for have, without in pairs])
+        have, without = np.mean(pairs, axis=0).tolist()
+        figures[part] = {"with": have, "without": without, "difference": mean, "ci": [low, high]}
+        print(f"| {part} | {have:.3f} | {without:.3f} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) |")
+    passes = {name: float(np.mean(of)) for name, of in times.items()}
+    print(json.dumps({"seeds": seeds, "steps": given.steps, "parts": figures, "pass_s": passes}))
+
+
+if __name__ == "__main__":
+    main()
