@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components import records
@@ -235,7 +234,7 @@ class _LeRobot:
         tasks = pq.ParquetFile(root / "meta/tasks.parquet").read().to_pydict()
         names = tasks.get("task") or tasks["__index_level_0__"]
         self.tasks: dict[int, str] = dict(zip(tasks["task_index"], names, strict=True))
-        self._data: tuple[str, pa.Table] | None = None
+        self._data: tuple[str, pa.Table, npt.NDArray[np.int64]] | None = None
 
     @property
     def cameras(self) -> list[str]:
@@ -245,7 +244,7 @@ class _LeRobot:
     def episode(self, index: int, episode_id: str) -> Episode:
         """Read the signals of one episode; video is only named, not opened."""
         (row,) = self._places.slice(self._row_of[index], 1).to_pylist()
-        rows = self._table(row).filter(pc.field("episode_index") == index)
+        rows = self._rows(row, index)
         features = self.info["features"]
         clips = {
             key: Clip(
@@ -275,14 +274,20 @@ class _LeRobot:
             clips=clips,
         )
 
-    def _table(self, row: dict[str, Any]) -> pa.Table:
-        """The data file that holds an episode; the last one read is kept."""
+    def _rows(self, place: dict[str, Any], index: int) -> pa.Table:
+        """An episode's rows of its data file, which stand together and in the order of episodes.
+
+        The last file read is kept.
+        """
         name = self.info["data_path"].format(
-            chunk_index=row["data/chunk_index"], file_index=row["data/file_index"]
+            chunk_index=place["data/chunk_index"], file_index=place["data/file_index"]
         )
         if self._data is None or self._data[0] != name:
-            self._data = (name, pq.ParquetFile(self.root / name).read())
-        return self._data[1]
+            table = pq.ParquetFile(self.root / name).read().combine_chunks()
+            self._data = (name, table, table["episode_index"].to_numpy())
+        _, table, of = self._data
+        first, last = np.searchsorted(of, [index, index + 1])
+        return table.slice(first, last - first)
 
 
 def _placed(path: Path) -> pa.Table:

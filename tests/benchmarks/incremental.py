@@ -1,9 +1,9 @@
 """What 5 % new episodes cost in each stage after ingestion; one JSON line last.
 
 `python -m tests.benchmarks.incremental [--episodes N] [--seed N] [--repeats N] [--data FOLDER]`
-makes N recordings of an arm that picks and places (16 rhythms, 96 x 96 video; every episode has
-places and noise of its own), or ingests those in FOLDER, runs the stages on the first 95 %, then
-on all of them, with the shard store of that first run and with an empty one. Of each stage:
+makes N recordings of an arm that picks and places twice (16 rhythms, 240 x 240 video; each episode
+has places and noise of its own), or ingests those in FOLDER, runs the stages on the first 95 %,
+then on all of them, with the shard store of that first run and with an empty one. Of each stage:
 `full_s`, the empty store; `grown_s`, the other; `ratio` = grown / full. `chain_ratio` is that of
 the sums.
 
@@ -48,7 +48,8 @@ ROOT = Path(__file__).parents[2]
 NEW = 0.05
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 FEW = 20  # episodes that load what a stage imports
-RHYTHMS, FPS, SIDE = 16, 20.0, 96
+RHYTHMS, FPS, SIDE = 16, 20.0, 240
+PICKS, LEGS = 2, 5  # about 320 rows; the real recordings of the tests have 228 to 419
 TASKS = ("put the cup on the shelf", "put the can in the box", "stack the blocks", "sort the nuts")
 CAMERA = "observation.images.top"
 STAGES = {
@@ -60,35 +61,33 @@ STAGES = {
 
 
 def rhythm(number: int, seed: int) -> list[float]:
-    """Seconds of the five legs of a pick and place."""
+    """Seconds of the legs of each pick and place."""
     random = np.random.default_rng([seed, number])
-    return [float(leg) for leg in np.round(random.uniform(0.8, 2.4, 5) * FPS) / FPS]
+    return [float(leg) for leg in np.round(random.uniform(0.8, 2.4, LEGS * PICKS) * FPS) / FPS]
 
 
 def episode(number: int, seed: int) -> Episode:
-    """Down, close, up, across, open: at places of its own, with noise."""
+    """Down, close, up, across, open, and once more: at places of its own, with noise."""
     random = np.random.default_rng([seed, RHYTHMS + number])
     legs_s = rhythm(number % RHYTHMS, seed)
-    grasp, drop = random.uniform(-0.2, 0.2, (2, 2))
-    above, high = random.uniform(0.15, 0.3, 2)
-    points = [
-        (*grasp, above),
-        (*grasp, 0),
-        (*grasp, 0),
-        (*grasp, high),
-        (*drop, high),
-        (*drop, high),
-    ]
-    place = made_episodes.through(points, legs_s, FPS)
+    ends_s = np.cumsum(legs_s)
+    points: list[tuple[float, float, float]] = []
+    knots_s, opening = [0.0], [1.0]
+    for pick in range(PICKS):
+        grasp, drop = random.uniform(-0.2, 0.2, (2, 2))
+        above, high = random.uniform(0.15, 0.3, 2)
+        points += [(*grasp, above), (*grasp, 0), (*grasp, 0), (*grasp, high), (*drop, high)]
+        close_s, open_s = ends_s[LEGS * pick], ends_s[LEGS * pick + 3]
+        knots_s += [close_s, close_s + 0.3, open_s, open_s + 0.3]
+        opening += [1.0, 0.4, 0.4, 1.0]
+    place = made_episodes.through([*points, points[-1]], legs_s, FPS)
     times_s = np.arange(len(place)) / FPS
-    close_s, open_s = legs_s[0], sum(legs_s[:4])
-    knots_s = [0.0, close_s, close_s + 0.3, open_s, open_s + 0.3]
-    opening = np.interp(times_s, knots_s, [1.0, 1.0, 0.4, 0.4, 1.0])
-    command = np.where((times_s >= close_s) & (times_s < open_s), 1.0, -1.0)
+    of = np.searchsorted(knots_s, times_s, side="right") - 1
+    command = np.where((of % 4 == 1) | (of % 4 == 2), 1.0, -1.0)
     noisy = place + random.normal(0, 2e-4, place.shape)
     return made_episodes.arm(
         noisy,
-        opening,
+        np.interp(times_s, knots_s, opening),
         command,
         fps=FPS,
         task=TASKS[number % len(TASKS)],
@@ -99,7 +98,8 @@ def episode(number: int, seed: int) -> Episode:
 def pictures(frames: int, seed: int) -> Iterator[npt.NDArray[np.uint8]]:
     """A patch that wanders over a textured ground."""
     random = np.random.default_rng(seed)
-    ground = np.kron(random.integers(60, 200, (12, 12, 3)), np.ones((8, 8, 1))).astype(np.uint8)
+    tiles = random.integers(60, 200, (12, 12, 3))
+    ground = np.kron(tiles, np.ones((SIDE // 12, SIDE // 12, 1))).astype(np.uint8)
     for frame in range(frames):
         picture = ground.copy()
         across = int((SIDE - 16) * frame / frames)
