@@ -32,6 +32,7 @@ Frames = npt.NDArray[np.uint8]
 
 GRIPPER = re.compile(r"grip|finger|claw|jaw|(?<![a-z])hand(_\d+)?$", re.IGNORECASE)
 END_EFFECTOR = (("ee_x", "ee_y", "ee_z"), ("eef_x", "eef_y", "eef_z"), ("x", "y", "z"))
+SIGNALS = ["episode_index", "task_index", "timestamp", "observation.state", "action"]
 WORTH_A_SEEK = 2  # frames whose decoding takes longer than a seek
 
 
@@ -283,7 +284,7 @@ class _LeRobot:
             chunk_index=place["data/chunk_index"], file_index=place["data/file_index"]
         )
         if self._data is None or self._data[0] != name:
-            table = pq.ParquetFile(self.root / name).read().combine_chunks()
+            table = pq.ParquetFile(self.root / name).read(columns=SIGNALS).combine_chunks()
             self._data = (name, table, table["episode_index"].to_numpy())
         _, table, of = self._data
         first, last = np.searchsorted(of, [index, index + 1])
