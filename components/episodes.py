@@ -23,7 +23,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from components import records
+from components import calibration, records
+from components.calibration import Calibration
 from components.errors import DataError
 
 Float = npt.NDArray[np.float32]
@@ -241,6 +242,11 @@ class _LeRobot:
     def cameras(self) -> list[str]:
         """Names of the video features, with their `observation.images.` prefix."""
         return sorted(k for k, f in self.info["features"].items() if f["dtype"] == "video")
+
+    def calibration(self) -> dict[str, Calibration]:
+        """Of the cameras that stand still and whose place is known, by feature."""
+        said = {key: calibration.of(self.info["features"][key]) for key in self.cameras}
+        return {key: found for key, found in said.items() if found is not None}
 
     def episode(self, index: int, episode_id: str) -> Episode:
         """Read the signals of one episode; video is only named, not opened."""

@@ -7,6 +7,7 @@ says where each episode's rows and video spans lie (huggingface/lerobot, `codeba
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from components import lerobot_stats
+from components.calibration import KEY, Calibration
 from components.lerobot_files import Files, rows_of, stats_of
 from components.lerobot_files import Recording as Recording  # noqa: PLC0414  (writers use both)
 from components.outputs import write_json, write_table
@@ -34,14 +36,16 @@ def write(
     fps: float,
     state_names: tuple[str, ...],
     action_names: tuple[str, ...],
+    calibration: Mapping[str, Calibration] | None = None,
 ) -> None:
-    """Write a whole data set to the folder `root`."""
+    """Write a whole data set to the folder `root`; `calibration` by camera's feature."""
     writer = Writer(
         root,
         robot_type=robot_type,
         fps=fps,
         state_names=state_names,
         action_names=action_names,
+        calibration=calibration,
     )
     for recording in recordings:
         writer.add(recording)
@@ -65,11 +69,13 @@ class Writer:
         action_names: tuple[str, ...],
         data_file_mb: int = DATA_FILE_MB,
         video_file_mb: int = VIDEO_FILE_MB,
+        calibration: Mapping[str, Calibration] | None = None,
     ) -> None:
         self.root, self.robot_type = root, robot_type
         self.fps = int(fps) if float(fps).is_integer() else float(fps)
         self.state_names, self.action_names = state_names, action_names
         self.data_file_mb, self.video_file_mb = data_file_mb, video_file_mb
+        self._calibration = calibration or {}
         self._tasks: dict[str, int] = {}
         self._count = 0  # of episodes
         self._open: list[dict[str, Any]] = []  # rows of meta/episodes of the file being written
@@ -204,6 +210,8 @@ class Writer:
             self._open = []
 
     def _info(self) -> dict[str, Any]:
+        for key in self._cameras.keys() & self._calibration.keys():
+            self._cameras[key]["info"][KEY] = self._calibration[key].model_dump(mode="json")
         return {
             "codebase_version": "v3.0",
             "robot_type": self.robot_type,

@@ -124,12 +124,13 @@ def record(
     station: Annotated[str, typer.Option(help="Robot station.")] = "metaworld",
     episodes: Annotated[int, typer.Option(min=1, help="Episodes in all.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Of the first episode's reset.")] = 0,
+    cameras: Annotated[str, typer.Option(help="Cameras, by comma.")] = "top,wrist",
 ) -> None:
     """Record demonstrations of a station's experts; ground truth goes to OUT.truth."""
     from components.stations import recording
 
     names = [name for given in tasks for name in given.split(",") if name]
-    print(recording.record(station, names, episodes, out, seed))
+    print(recording.record(station, names, episodes, out, seed, tuple(cameras.split(","))))
 
 
 @app.command()

@@ -104,7 +104,11 @@ def _from(names: list[str]) -> str:
 
 
 def _camera(camera: Camera) -> str:
-    return f"{camera.name} {camera.width}x{camera.height} {camera.codec}"
+    shown = f"{camera.name} {camera.width}x{camera.height} {camera.codec}"
+    if camera.calibration is None:
+        return shown
+    place = ", ".join(f"{row[3]:.3g}" for row in camera.calibration.pose[:3])
+    return f"{shown}, calibrated at ({place}) m"
 
 
 def _signal(dimensions: list[Dimension]) -> str:

@@ -29,6 +29,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/serving",
     "components/__init__.py",
     "components/__main__.py",
+    "components/calibration.py",
     "components/encoders.py",
     "components/encoding.py",
     "components/episodes.py",
@@ -43,6 +44,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/params.py",
     "components/records.py",
     "components/sentences.py",
+    "components/sight.py",
     "components/weights.py",
     "models",
 )

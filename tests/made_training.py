@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from components import lerobot, records
+from components.calibration import Calibration
 from components.encoding import encode
 from components.outputs import sha256, write_json
 from components.pretraining import stage
@@ -23,7 +25,8 @@ VALUES = {
     "full": {
         "stage": "joint", "coupling": "symmetric", "action_samples": 3, "prediction": "v",
         "windows": "event", "chunk_s": 0.2, "history_frames": 0, "words": "event", "codec_px": 3,
-        "tube_probability": 0.5, "tube_side": 1, "video_weight": 1.0, "tube_weight": 2.0,
+        "tube_probability": 0.5, "tube_side": 1, "sight_cones": "always",
+        "sight_near_m": 0.05, "sight_far_m": 10.0, "video_weight": 1.0, "tube_weight": 2.0,
         "dct_weight": 0.1, "left_weight": 0.1, "done_weight": 0.1,
         "staircase": {
             "width": 20, "relay_depth": 2, "levels": ["subtask", "action"], "prefix_tokens": 2,
@@ -41,8 +44,12 @@ VALUES = {
 CONFIG = stage.Config.model_validate(VALUES)
 
 
-def write(root: Path) -> Path:
-    """Episodes with pictures of a moving bar, two events each, captions and a receipt."""
+def write(root: Path, cameras: Mapping[str, Calibration] | None = None) -> Path:
+    """Episodes with pictures of a moving bar, two events each, captions and a receipt.
+
+    `cameras` that are calibrated all show the same; without, there is one.
+    """
+    known = {f"observation.images.{name}": said for name, said in (cameras or {}).items()}
     made = []
     for index in range(EPISODES):
         shift = 0.02 * index
@@ -58,15 +65,16 @@ def write(root: Path) -> Path:
         made.append(
             lerobot.Recording(
                 episode.task, episode.timestamps_s, episode.state, action,
-                {"observation.images.top": video},
+                dict.fromkeys(known or ["observation.images.top"], video),
             )
         )  # fmt: skip
     folder = root / "episodes" / "arm"
     folder.mkdir(parents=True)
     names = episode.state_names, episode.action_names
     lerobot.write(
-        folder, made, robot_type="arm", fps=80.0, state_names=names[0], action_names=names[1]
-    )
+        folder, made, robot_type="arm", fps=80.0, state_names=names[0], action_names=names[1],
+        calibration=known,
+    )  # fmt: skip
     _tables(root)
     return root
 

@@ -113,6 +113,8 @@ def test_recorded_actions_replay_to_the_same_end(tmp_path: Path) -> None:
     station.close()
     frames = episode.clips["observation.images.top"].frames(episode.timestamps_s)
     assert frames.shape == (len(episode), 96, 96, 3)
+    (camera,) = _LeRobot(out, "metaworld-sawyer").calibration()
+    assert camera == "observation.images.top", "the one at the wrist moves"
     assert (tmp_path / "rec.truth" / "truth.parquet").is_file()
     with pytest.raises(UserError, match="exists already"):
         recording.record("metaworld", ["button-press-topdown"], 2, out)

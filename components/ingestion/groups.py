@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +137,7 @@ class Groups:
         return [replace(item, stats=s) for item, s in zip(kept, said["stats"], strict=True)]
 
     def _name(self, layout: Layout, members: list[Facts]) -> str:
-        return key("group", asdict(layout), [_content(item) for item in members])
+        return key("group", layout.signature, [_content(item) for item in members])
 
 
 def _film(name: str, camera: str) -> str:

@@ -13,6 +13,7 @@ import av
 import numpy as np
 from pydantic import BaseModel
 
+from components.calibration import Calibration
 from components.episodes import END_EFFECTOR, GRIPPER
 from components.ingestion import formats, oddities, said, unlisted
 from components.ingestion.measure import Effort, measure
@@ -42,6 +43,7 @@ class Camera(BaseModel):
     height: int
     width: int
     codec: str
+    calibration: Calibration | None = None
 
 
 class Inspection(BaseModel):
@@ -134,7 +136,7 @@ def _describe(
         duration_s=round(float(steps.sum()), 3),
         fps=layout.fps,
         measured_fps=round(1 / step_s, 3) if step_s > 0 else None,
-        cameras=_cameras(shown),
+        cameras=_cameras(shown, dict(layout.calibration)),
         state=_dimensions("state", names, seen, layout),
         action=_dimensions("action", layout.action_names, seen, layout),
         gripper_state=[name for name in names if GRIPPER.search(name)],
@@ -165,7 +167,7 @@ def _dimensions(
     ]
 
 
-def _cameras(raw: RawEpisode | None) -> list[Camera]:
+def _cameras(raw: RawEpisode | None, known: dict[str, Calibration]) -> list[Camera]:
     found = []
     for camera, span in sorted(raw.videos.items()) if raw is not None else []:
         name = camera.rpartition(".")[2]
@@ -173,9 +175,8 @@ def _cameras(raw: RawEpisode | None) -> list[Camera]:
             with av.open(str(span.path)) as container:
                 context = container.streams.video[0].codec_context
                 codec = context.codec.canonical_name
-                found.append(
-                    Camera(name=name, height=context.height, width=context.width, codec=codec)
-                )
+                size = {"height": context.height, "width": context.width}
+                found.append(Camera(name=name, **size, codec=codec, calibration=known.get(camera)))
         except (av.FFmpegError, IndexError, AttributeError):
             found.append(Camera(name=name, height=0, width=0, codec="unreadable"))
     return found

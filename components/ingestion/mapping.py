@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from components.calibration import Calibration
 from components.episodes import GRIPPER
 from components.ingestion.raw import Layout, RawEpisode, Reader
 from components.ingestion.said import Names, Said, chosen, refuse
@@ -36,6 +37,7 @@ class Mapped:
             cameras=tuple(sorted(self._cameras.values())),
             units=tuple(sorted((_called(k, said.gripper), v) for k, v in said.units.items())),
             limits=tuple(sorted((_called(k, said.gripper), *v) for k, v in said.limits.items())),
+            calibration=tuple(sorted(self._calibrated().items())),
         )
 
     @property
@@ -53,8 +55,9 @@ class Mapped:
         return self.inner.version(index)
 
     def identity(self, index: int) -> Any:
-        """The reader's own, and what was said."""
-        return [self.inner.identity(index), self.said.model_dump(mode="json")]
+        """The reader's own, and what was said; a calibration changes nothing of an episode."""
+        said = self.said.model_dump(mode="json", exclude={"calibration"})
+        return [self.inner.identity(index), said]
 
     def recall(self, index: int, notes: dict[str, Any]) -> str | None:
         """The reader's own, or the sentence that was said."""
@@ -68,6 +71,13 @@ class Mapped:
         """The videos of an episode by camera as named."""
         found = self.inner.spans(index)
         return None if found is None else self._renamed(found)
+
+    def _calibrated(self) -> dict[str, Calibration]:
+        """By camera as named; what was said counts more than what the recordings say."""
+        short = {name.rpartition(".")[2]: name for name in self._cameras.values()}
+        chosen("calibration", tuple(self.said.calibration), short)
+        told = {self._cameras[c]: k for c, k in self.inner.layout.calibration if c in self._cameras}
+        return told | {short[name]: k for name, k in self.said.calibration.items()}
 
     def _renamed(self, videos: dict[str, Span]) -> dict[str, Span]:
         return {self._cameras[key]: span for key, span in videos.items() if key in self._cameras}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ class Memory:
         self._new, self._kept_s = {}, time.monotonic()
 
     def _key(self, reader: Reader, index: int) -> str:
-        return key("facts", reader.identity(index), asdict(reader.layout))
+        return key("facts", reader.identity(index), reader.layout.signature)
 
     def _told(self, known: Any, number: int, reader: Reader, index: int, uri: str) -> Facts:
         facts = _FACTS.validate_python(known)

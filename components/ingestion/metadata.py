@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from components import calibration
+from components.calibration import Calibration
 from components.errors import DataError
 from components.ingestion import columns, declared, modality
 from components.ingestion.raw import Layout
@@ -56,7 +58,23 @@ def layout(source: Source, values: dict[str, Any], rows: Rows, cameras: tuple[st
         action_names=modality.names(source, "action", rows.action.names),
         cameras=cameras,
         taken=(rows.state.columns, rows.action.columns),
+        calibration=tuple(sorted(_calibrated(source, values, cameras).items())),
     )
+
+
+def _calibrated(
+    source: Source, values: dict[str, Any], cameras: tuple[str, ...]
+) -> dict[str, Calibration]:
+    """By canonical camera, where info.json has it."""
+    found = {}
+    for name, feature in values.get("features", {}).items():
+        try:
+            said = calibration.of(feature)
+        except ValueError as error:
+            raise damaged(source, "meta/info.json", f"a calibration of {name} ({error})") from None
+        if said is not None and (camera := columns.camera(name)) in cameras:
+            found[camera] = said
+    return found
 
 
 def claims(values: dict[str, Any], episodes: int) -> list[str]:

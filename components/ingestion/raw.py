@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from components.calibration import Calibration
 from components.ingestion.reasons import Problem
 from components.packets import Span
 
@@ -26,6 +27,12 @@ class Layout:
     units: tuple[tuple[str, str], ...] = field(default=(), compare=False)  # of dimensions, as said
     limits: tuple[tuple[str, float, float], ...] = field(default=(), compare=False)  # of the state
     taken: tuple[tuple[str, ...], ...] = field(default=(), compare=False)  # for state, for action
+    calibration: tuple[tuple[str, Calibration], ...] = field(default=(), compare=False)  # by camera
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """JSON of all that changes what is measured or copied."""
+        return {key: value for key, value in asdict(self).items() if key != "calibration"}
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from pydantic import BaseModel, Field
 
+from components.calibration import Calibration
 from components.errors import UserError
 
 Names = tuple[str, ...]
@@ -34,6 +35,12 @@ class Said(BaseModel, frozen=True, extra="forbid"):
     gripper: Names = Field(default=(), description="Dimensions that are the gripper.")
     cameras: dict[str, str] = Field(
         default={}, description="Camera -> its name; others are left out."
+    )
+    calibration: dict[str, Calibration] = Field(
+        default={},
+        description="Camera that stands still, by the name it gets -> size_px [height, width] of "
+        "its pictures, intrinsics (3 x 3, pixels) and pose (4 x 4 camera to base, metres, OpenCV "
+        "axes), so that patches that cannot see a common point need not attend to each other.",
     )
     units: dict[str, str] = Field(default={}, description="Dimension -> its unit.")
     limits: dict[str, tuple[float, float]] = Field(

@@ -53,8 +53,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
     mappings: dict[str, said.Said] = Field(
         description="Source (its address, or the last part of it) -> what is wrongly inferred: "
-        "robot, fps, state, action, state_names, action_names, gripper, cameras, units, limits "
-        "or task. `wamflow inspect` shows the names."
+        "robot, fps, state, action, state_names, action_names, gripper, cameras, calibration, "
+        "units, limits or task. `wamflow inspect` shows the names."
     )
     sampled_pictures: int = Field(
         ge=0,
@@ -156,7 +156,7 @@ def _run(
         readers = list(aligned.corrected(readers, found))
         found = _measured(listed, readers, memory, effort)
     facts = [item for source in found for item in source]
-    from components.ingestion import checks, groups, writing  # takes seconds: last
+    from components.ingestion import calibrated, checks, groups, writing  # takes seconds: last
 
     verdicts = checks.validate(
         facts, chosen, report.folder("ingestion"), score_only=config.score_only
@@ -195,7 +195,8 @@ def _run(
         action_lag_s=_medians("action_lag_s", listed, [item for item, _ in passed]),
         embodiments=dict(sorted(Counter(row["embodiment"] for row in rows).items())),
         sources=dict(sorted(Counter(row["source"] for row in rows).items())),
-        warnings=_warnings(listed, readers, [item for item, _ in passed]),
+        warnings=calibrated.warnings(writing.folders(accepted, readers), readers)
+        + _warnings(listed, readers, [item for item, _ in passed]),
     )
 
 

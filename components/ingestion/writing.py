@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from components import lerobot, records
-from components.ingestion import aligned, embodiments
+from components.ingestion import aligned, calibrated, embodiments
 from components.ingestion.groups import Groups, Limits, split
 from components.ingestion.measure import Facts
 from components.ingestion.raw import Layout, Reader
@@ -84,6 +84,7 @@ def write(
             action_names=layout.action_names,
             data_file_mb=limits.data_mb,
             video_file_mb=limits.video_mb,
+            calibration=calibrated.of(items, readers),
         )
         width = len(layout.state_names) + len(layout.action_names)
         parts = split([item.facts for item in items], width, limits)

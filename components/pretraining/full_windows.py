@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from components import sight
 from components.encoders import FRAMES_PER_LATENT, PatchCodec
 from components.errors import DataError
 from components.pretraining import full
@@ -52,6 +53,10 @@ class FullWindows(Windows):
         self.codec = full.codec(config, self.initial)
         self.encoder, self.cache = full.text_encoder(config, self.initial), full.cache()
         self._text = lru_cache(TEXTS)(self._encoded)
+        self._meet: dict[str, Tensor] = {}
+        if config.full.sight_cones != "none":
+            reach = config.full.sight_near_m, config.full.sight_far_m
+            self._meet = sight.meeting(self.info, self.codec.side_px, *reach)
 
     def _windows(  # type: ignore[override]  # a batch of the full model
         self, events: Index, anchor: Index, keep_caption: npt.NDArray[np.bool_]
@@ -112,6 +117,7 @@ class FullWindows(Windows):
         seen = torch.from_numpy(a["view_mask"][episode])
         latents, box = self._latents(episode, base, span, step_s)
         text = self._text(words)
+        meet = self._meet.get(self.info["embodiment_ids"][int(a["embodiment"][episode])])
         return Window(
             latents=latents,
             clean=span.clean,
@@ -128,6 +134,7 @@ class FullWindows(Windows):
             step_s=step_s,
             left_s=span.left_s,
             done=span.done,
+            meet=None if meet is None else meet.expand(span.frames, -1, -1),
         )
 
     def _latents(self, episode: int, base: int, span: Span, step_s: float) -> tuple[Tensor, Tensor]:

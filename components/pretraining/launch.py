@@ -38,6 +38,7 @@ def state_key(captions: Path, plan: Path, episodes: Path, config: Config, initia
         "plan": sha256(plan / "plan.parquet"),
         "captions": sha256(captions / "captions.parquet"),
         "episodes": sha256(episodes / "manifest.parquet"),
+        "robots": [sha256(path) for path in sorted(episodes.glob("*/meta/info.json"))],
         "config": config.model_dump(mode="json", exclude=NO_MATTER),
         "initial": digests(initial),
         "code": [

@@ -60,6 +60,14 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
         ge=0, le=1, description="How often a tube hides a part of one view from the video tower."
     )
     tube_side: int = Field(ge=1, description="Side of a tube, patches.")
+    sight_cones: Literal["none", "training", "always"] = Field(
+        description="Whether patches of two calibrated cameras that no point can be seen through "
+        "may attend to each other: yes, not in training (WALL-WM), or not when acting either."
+    )
+    sight_near_m: float = Field(
+        gt=0, description="Nearest that a camera sees, metres along the ray; for sight_cones."
+    )
+    sight_far_m: float = Field(gt=0, description="Farthest that a camera sees, the same.")
     video_weight: float = Field(ge=0, description="Of the video's loss; the action's counts 1.")
     tube_weight: float = Field(ge=1, description="Of a patch behind a tube, in the video's loss.")
     dct_weight: float = Field(ge=0, description="Of the loss against jitter; 0 switches it off.")
@@ -74,6 +82,11 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
             raise ValueError(
                 f"coupling asymmetric freezes the video tower, so stage must be action, got "
                 f"{self.stage}"
+            )
+        if self.sight_far_m <= self.sight_near_m:
+            raise ValueError(
+                f"sight_far_m must be more than sight_near_m ({self.sight_near_m:g}), got "
+                f"{self.sight_far_m:g}"
             )
         if self.windows == "event" and self.history_frames:
             raise ValueError(

@@ -61,7 +61,7 @@ def build(
     )
     if not any(episode.clips for episode in loaded):
         raise DataError(f"{episodes}: no episode has a camera; the model needs at least one.")
-    embodiments = _embodiments(loaded, cameras)
+    embodiments = _embodiments(loaded, cameras, data)
     robots = _in_order(before.get("embodiment_ids", []), {e.embodiment for e in loaded})
     if config.preset != "small":
         from components.pretraining import full
@@ -200,7 +200,9 @@ def _signals(
     }
 
 
-def _embodiments(episodes: list[Episode], cameras: tuple[str, ...]) -> list[dict[str, Any]]:
+def _embodiments(
+    episodes: list[Episode], cameras: tuple[str, ...], data: Episodes
+) -> list[dict[str, Any]]:
     """What a station must offer to be driven by the model, one entry a robot."""
     seen = {episode.embodiment: episode for episode in episodes}
     return [
@@ -210,6 +212,10 @@ def _embodiments(episodes: list[Episode], cameras: tuple[str, ...]) -> list[dict
             "state_names": list(episode.state_names),
             "action_names": list(episode.action_names),
             "cameras": [c.removeprefix(PREFIX) for c in cameras if c in episode.clips],
+            "calibration": {
+                camera.removeprefix(PREFIX): said.model_dump(mode="json")
+                for camera, said in sorted(data.embodiment(name).calibration().items())
+            },
         }
         for name, episode in sorted(seen.items())
     ]

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from components import encoders
+from components import encoders, sight
 from components.errors import DataError, UserError
 from components.serving.asked import Asked, Expected, Told
 from components.weights import load_all
@@ -51,6 +51,10 @@ class FullModel:
                 )
         each = 1 if isinstance(self.codec, encoders.PatchCodec) else encoders.FRAMES_PER_LATENT
         self.history, self.every_s = (self.clean - 1) * each, 1 / (each * self.shape.latent_hz)
+        self.meet: dict[str, Tensor] = {}
+        if self.values.get("sight_cones") == "always":
+            reach = self.values["sight_near_m"], self.values["sight_far_m"]
+            self.meet = sight.meeting(config, self.codec.side_px, *reach)
         self._texts: dict[str, Tensor] = {}
 
     def remember(self, texts: Sequence[str]) -> None:
@@ -96,7 +100,7 @@ class FullModel:
         pictures = torch.stack([black if p is None else p for p in asked.pictures])
         if asked.words not in self._texts:
             self.remember([asked.words])
-        text = self._texts[asked.words]
+        text, meet = self._texts[asked.words], self.meet.get(asked.embodiment)
         return Window(
             latents=self._latents(pictures.transpose(1, 2)),
             clean=self.clean,
@@ -115,6 +119,7 @@ class FullModel:
             step_s=asked.step_s,
             left_s=None,
             done=None,
+            meet=None if meet is None else meet.expand(self.clean, -1, -1),
         )
 
     def _latents(self, pictures: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""A robot station on MuJoCo and Meta-World: a Sawyer arm at a table, two cameras, scripted experts.
+"""A robot station on MuJoCo and Meta-World: a Sawyer arm at a table, cameras, scripted experts.
 
 Meta-World (Yu et al. 2019, v3 environments) steps at 80 Hz; an action is (dx, dy, dz) in units of
 1 cm for each step and a gripper effort, each within -1..1. Rendering needs no GPU (OSMesa);
@@ -8,6 +8,7 @@ Goal markers are hidden, since a real camera would not see them.
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ import mujoco
 import numpy as np
 import numpy.typing as npt
 
+from components.calibration import Calibration
 from components.errors import UserError
 from components.stations.station import Float, Observation
 
@@ -73,7 +75,12 @@ SENTENCES = {
     "window-close": "close the window",
     "window-open": "open the window",
 }
-CAMERAS = {"top": "topview", "wrist": "behindGripper"}
+CAMERAS = {  # name -> MuJoCo's
+    "top": "topview",
+    "wrist": "behindGripper",
+    **{name: name for name in ("corner", "corner2", "corner3", "corner4")},
+}
+USUAL = ("top", "wrist")
 
 
 class Truth(NamedTuple):
@@ -92,11 +99,14 @@ class MetaworldStation:
     fps = 80.0
     state_names: tuple[str, ...] = ("ee_x", "ee_y", "ee_z", "gripper")  # metres; opening 0..1
     action_names: tuple[str, ...] = ("dx", "dy", "dz", "gripper")
-    cameras: tuple[str, ...] = tuple(CAMERAS)
     tasks: Mapping[str, str] = SENTENCES
 
-    def __init__(self, size_px: int = 96) -> None:
-        self.size_px = size_px
+    def __init__(self, size_px: int = 96, cameras: tuple[str, ...] = USUAL) -> None:
+        if unknown := [name for name in cameras if name not in CAMERAS]:
+            raise UserError(
+                f"metaworld: unknown cameras {unknown}; expected some of {', '.join(CAMERAS)}."
+            )
+        self.size_px, self.cameras = size_px, cameras
         self._envs: dict[str, Any] = {}
         self._renderers: dict[str, mujoco.Renderer] = {}
         self._task = ""
@@ -125,13 +135,32 @@ class MetaworldStation:
         self._observation, _ = self.env.reset()
 
     def observe(self) -> Observation:
-        """Both pictures (size_px, size_px, 3) and (x, y, z, gripper opening)."""
+        """A picture (size_px, size_px, 3) of each camera, and (x, y, z, gripper opening)."""
         renderer = self._renderer()
         images = {}
-        for name, camera in CAMERAS.items():
-            renderer.update_scene(self.env.data, camera=camera, scene_option=self._options)
+        for name in self.cameras:
+            renderer.update_scene(self.env.data, CAMERAS[name], scene_option=self._options)
             images[name] = renderer.render().copy()
         return Observation(images, self.state())
+
+    def calibration(self) -> dict[str, Calibration]:
+        """Of the cameras that are fixed to the world; the one at the wrist moves."""
+        model, data, side = self.env.model, self.env.data, self.size_px
+        found = {}
+        for name in self.cameras:
+            camera = model.camera(CAMERAS[name])
+            if model.body_weldid[camera.bodyid[0]] == 0:
+                focal = side / 2 / math.tan(math.radians(camera.fovy[0]) / 2)
+                middle = (side - 1) / 2
+                pose = np.eye(4)  # MuJoCo's cameras look along -z, y is up
+                pose[:3, :3] = data.cam_xmat[camera.id].reshape(3, 3) * [1, -1, -1]
+                pose[:3, 3] = data.cam_xpos[camera.id]
+                found[name] = Calibration(
+                    size_px=(side, side),
+                    intrinsics=((focal, 0, middle), (0, focal, middle), (0, 0, 1)),
+                    pose=tuple(map(tuple, pose.round(9).tolist())),
+                )
+        return found
 
     def state(self) -> Float:
         """Proprioception alone (4,), without rendering."""

@@ -19,10 +19,11 @@ import numpy as np
 import pyarrow as pa
 
 from components import lerobot
+from components.calibration import Calibration, agreed
 from components.encoding import encode
 from components.errors import UserError
 from components.outputs import whole_folder, write_table
-from components.stations.metaworld import SENTENCES, MetaworldStation, Truth
+from components.stations.metaworld import SENTENCES, USUAL, MetaworldStation, Truth
 from components.stations.station import Float
 
 EVALUATION_SEEDS = 1_000_000
@@ -39,21 +40,30 @@ class Job(NamedTuple):
     task: str
     seed: int
     folder: Path
+    cameras: tuple[str, ...]
 
 
-Demonstration = tuple[lerobot.Recording, list[Truth]]
+class Demonstration(NamedTuple):
+    """One success, and what is known of its cameras."""
+
+    recording: lerobot.Recording
+    truth: list[Truth]
+    calibration: dict[str, Calibration]
 
 
-def record(station: str, tasks: list[str], episodes: int, out: Path, seed: int = 0) -> Path:
+def record(
+    station: str, tasks: list[str], episodes: int, out: Path, seed: int = 0,
+    cameras: tuple[str, ...] = USUAL,
+) -> Path:  # fmt: skip
     """Record `episodes` successful demonstrations in all, tasks in turn, to `out`; return `out`.
 
-    UserError for an unknown station or task, a seed kept for trials, or when `out` exists.
+    UserError for an unknown station, task or camera, a seed kept for trials, or when `out` exists.
     """
     if station != "metaworld":
         raise UserError(f"record: unknown station {station!r}; expected metaworld.")
     _refuse_existing(out)
     with tempfile.TemporaryDirectory() as scratch:
-        _write(out, _demonstrations(tasks, episodes, Path(scratch), seed))
+        _write(out, _demonstrations(tasks, episodes, Path(scratch), seed, cameras))
     return out
 
 
@@ -67,7 +77,7 @@ def record_demo(
     """
     with tempfile.TemporaryDirectory() as scratch:
         good = _demonstrations(list(tasks), max(episodes, 3), Path(scratch), seed)
-        (nan, truth_0), (cut, truth_1), (jump, truth_2) = good[:3]
+        nan, cut, jump = (demonstration.recording for demonstration in good[:3])
         state = nan.state.copy()
         state[len(state) // 2, 0] = np.nan
         video = Path(scratch) / "cut.mp4"
@@ -76,18 +86,20 @@ def record_demo(
         video.write_bytes(data[: len(data) // 2])
         times = jump.timestamps_s.copy()
         times[len(times) // 2 :] -= 0.5
-        broken = [
-            (replace(nan, state=state), truth_0),
-            (replace(cut, videos={**cut.videos, first: video}), truth_1),
-            (replace(jump, timestamps_s=times), truth_2),
-        ]
-        _write(out, good + broken)
+        broken = (
+            replace(nan, state=state),
+            replace(cut, videos={**cut.videos, first: video}),
+            replace(jump, timestamps_s=times),
+        )
+        copies = [d._replace(recording=b) for d, b in zip(good[:3], broken, strict=True)]
+        _write(out, good + copies)
     return out
 
 
 def _demonstrations(
-    tasks: list[str], episodes: int, scratch: Path, seed: int
+    tasks: list[str], episodes: int, scratch: Path, seed: int, cameras: tuple[str, ...] = USUAL
 ) -> list[Demonstration]:
+    MetaworldStation(cameras=cameras)  # or it says which it has
     if unknown := [task for task in tasks if task not in SENTENCES]:
         raise UserError(
             f"record: unknown tasks {unknown}; expected some of {', '.join(SENTENCES)}."
@@ -98,7 +110,7 @@ def _demonstrations(
         )
     if not 0 <= seed <= RETRY_SEEDS - episodes:
         raise UserError(f"record: expected a seed of 0 to {RETRY_SEEDS - episodes}; got {seed}.")
-    jobs = [Job(i, tasks[i % len(tasks)], seed + i, scratch) for i in range(episodes)]
+    jobs = [Job(i, tasks[i % len(tasks)], seed + i, scratch, cameras) for i in range(episodes)]
     with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn")) as pool:
         return list(pool.map(_episode, jobs, chunksize=4))
 
@@ -111,32 +123,33 @@ def _refuse_existing(out: Path) -> None:
 def _write(out: Path, demonstrations: list[Demonstration]) -> None:
     """The data set and the truth beside it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    _write_truth(out.with_name(f"{out.name}.truth"), [truth for _, truth in demonstrations])
+    _write_truth(out.with_name(f"{out.name}.truth"), [d.truth for d in demonstrations])
     with whole_folder(out) as folder:
         lerobot.write(
             folder,
-            [recording for recording, _ in demonstrations],
+            [d.recording for d in demonstrations],
             robot_type=MetaworldStation.embodiment,
             fps=MetaworldStation.fps,
             state_names=MetaworldStation.state_names,
             action_names=MetaworldStation.action_names,
+            calibration=agreed(d.calibration for d in demonstrations),
         )
 
 
 def _episode(job: Job) -> Demonstration:
     """Record one success; an expert that fails is tried again on a later seed."""
     for attempt in range(10):
-        recording, truth = _attempt(job, job.seed + attempt * RETRY_SEEDS)
-        if truth[-1].success:
-            return recording, truth
+        demonstration = _attempt(job, job.seed + attempt * RETRY_SEEDS)
+        if demonstration.truth[-1].success:
+            return demonstration
     raise UserError(f"record: the expert of {job.task} failed on 10 seeds from {job.seed}.")
 
 
-_stations: dict[int, MetaworldStation] = {}
+_stations: dict[tuple[str, ...], MetaworldStation] = {}
 
 
 def _attempt(job: Job, seed: int) -> Demonstration:
-    station = _stations.setdefault(0, MetaworldStation())
+    station = _stations.setdefault(job.cameras, MetaworldStation(cameras=job.cameras))
     station.reset(job.task, seed)
     states: list[Float] = []
     actions: list[Float] = []
@@ -159,13 +172,15 @@ def _attempt(job: Job, seed: int) -> Demonstration:
         encode(path, images, station.fps)
         videos[f"observation.images.{camera}"] = path
     steps = len(states)
-    return lerobot.Recording(
+    recorded = lerobot.Recording(
         task=SENTENCES[job.task],
         timestamps_s=np.arange(steps) / station.fps,
         state=np.stack(states),
         action=np.stack(actions),
         videos=videos,
-    ), truth
+    )
+    known = {f"observation.images.{name}": c for name, c in station.calibration().items()}
+    return Demonstration(recorded, truth, known)
 
 
 def _write_truth(folder: Path, truths: list[list[Truth]]) -> None:

@@ -25,7 +25,7 @@ class Station(Protocol):
     fps: float  # control steps per second
     state_names: tuple[str, ...]
     action_names: tuple[str, ...]
-    cameras: tuple[str, ...]
+    cameras: tuple[str, ...]  # those that `observe` shows
     tasks: Mapping[str, str]  # task name -> the sentence that is said to the policy
 
     def reset(self, task: str, seed: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 from components import outputs, params, records
@@ -45,7 +46,9 @@ def _act(
     plans = settings.read_plans(chosen.checkpoint)
     tasks = settings.chosen_tasks(config, dict(MetaworldStation.tasks), plans)
     trials = settings.schedule(config, tasks, EVALUATION_SEEDS)
-    job = Job(MetaworldStation, config, plans, digest, chosen.out)
+    sees = settings.embodiments(chosen.checkpoint)[MetaworldStation.embodiment]["cameras"]
+    station = partial(MetaworldStation, cameras=tuple(sees))
+    job = Job(station, config, plans, digest, chosen.out)
     server = command(chosen.checkpoint, MetaworldStation.embodiment)
 
     def look(client: PolicyClient) -> None:

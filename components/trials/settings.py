@@ -86,12 +86,12 @@ def read_plans(checkpoint: Path) -> dict[str, list[str]]:
     return plans
 
 
-def embodiments(checkpoint: Path) -> list[str]:
-    """Names of the robots that the checkpoint was trained on."""
+def embodiments(checkpoint: Path) -> dict[str, dict[str, Any]]:
+    """What the checkpoint says of each robot that it was trained on, by name."""
     listed = _read(checkpoint / "config.json").get("embodiments")
     if not isinstance(listed, list) or not all(isinstance(e, dict) and "name" in e for e in listed):
         raise DataError(f"{checkpoint / 'config.json'}: expected embodiments with names.")
-    return [str(entry["name"]) for entry in listed]
+    return {str(entry["name"]): entry for entry in listed}
 
 
 def station_for(config: Config, checkpoint: Path) -> str:
