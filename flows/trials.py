@@ -29,6 +29,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/serving",
     "components/__init__.py",
     "components/__main__.py",
+    "components/bert.py",
     "components/calibration.py",
     "components/encoders.py",
     "components/encoding.py",
