@@ -98,8 +98,11 @@ def served(project: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
 
 
 @pytest.fixture
-def address(project: Path) -> str:
-    return served(project)[1]
+def address(project: Path) -> Iterator[str]:
+    process, shown_at = served(project)
+    yield shown_at
+    process.terminate()
+    process.communicate(timeout=60)
 
 
 @pytest.fixture(scope="module")

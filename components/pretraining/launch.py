@@ -64,6 +64,7 @@ def torchrun(view: Path, key: str, out: Path | None, config: Config) -> None:
                 sys.executable,
                 "-m",
                 "torch.distributed.run",
+                f"--log-dir={folder}",  # else a folder of each training stays in /tmp
                 *_world(config),
                 "-m",
                 "components.pretraining.worker",
