@@ -26,6 +26,7 @@ from components.weights import weights
 from models.staircase import Remembered
 
 READ = (".json", ".jinja", ".txt", ".model")  # beside weights, what transformers reads of a folder
+NOTHING = "\n"  # the prompt of a robot without a camera whose task has no words
 Picture = npt.NDArray[np.uint8]  # (H, W, 3)
 
 
@@ -92,14 +93,14 @@ class Backbone:
         config = model.config
         flat = [picture for some in pictures for picture in some]
         if not flat:  # robots without a camera
-            ids, mask = _padded([_ids(tokenizer, said) for said in words])
+            ids, mask = _padded([_ids(tokenizer, said or NOTHING) for said in words])
             return remember(model.language_model, ids.to(self.device), mask.to(self.device))
         seen = processor(images=flat, return_tensors="pt")
         count = int(seen.image_grid_thw[0].prod()) // processor.merge_size**2
         around = config.vision_start_token_id, config.vision_end_token_id
         picture = [around[0], *[config.image_token_id] * count, around[1]]
         prompts = [
-            [*picture * len(some), *_ids(tokenizer, said)]
+            [*picture * len(some), *_ids(tokenizer, said)] or _ids(tokenizer, NOTHING)
             for some, said in zip(pictures, words, strict=True)
         ]
         ids, mask = _padded(prompts)

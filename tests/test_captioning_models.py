@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,13 @@ def test_what_stays_wrong_leaves_the_rule_and_says_so(
         verdict = json.loads(row["checks"])
         assert verdict.get("fallback") == (None if row["level"] == "task" else reason)
     assert report.flagged == 0, "the rule's own words are sound"
+
+
+def test_a_report_stays_short_where_a_server_words_each_refusal_anew() -> None:
+    problems = Counter({f"refused: HTTP 400: request {n}": 1 for n in range(100)} | {"usual": 3})
+    said = dialogue.commonest(problems)
+    assert said["usual"] == 3 and said["others"] == 103 - 3 - (dialogue.PROBLEMS - 1)
+    assert sum(said.values()) == 103 and len(said) == dialogue.PROBLEMS + 1
 
 
 def test_one_question_that_is_refused_stops_no_other(

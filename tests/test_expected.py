@@ -173,6 +173,13 @@ def test_what_cannot_be_drawn_is_said_and_stops_nothing(
     assert "no held-out event of any robot" in capsys.readouterr().out
 
 
+def test_a_camera_that_the_model_does_not_know_has_no_strip(chosen: argparse.Namespace) -> None:
+    unknown = {name.replace("top", "wrist"): value for name, value in WHITE.items()}
+    expected.save(chosen, CONFIG, {"arm": Foresight(**unknown)})  # type: ignore[dict-item]
+    page = np.asarray(Image.open(chosen.out / "expected.png"))
+    assert len(page) == 2 * 3 * expected.LINE_PX, "words of both events, and no pictures"
+
+
 def test_a_late_answer_for_a_strip_is_none_of_a_replay(
     chosen: argparse.Namespace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

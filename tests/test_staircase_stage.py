@@ -135,6 +135,9 @@ def test_a_prompt_holds_pictures_of_every_camera_and_words(folder: Path) -> None
     torch.testing.assert_close(both[1:], last_keys([[one]], ["push it"]), atol=1e-5, rtol=1e-4)
     blind = last_keys([[one], []], ["open", "push it"])
     torch.testing.assert_close(blind[1:], last_keys([[]], ["push it"]), atol=1e-5, rtol=1e-4)
+    for pictures in ([[one], []], [[], []]):
+        nothing = last_keys(pictures, ["open", ""])
+        assert nothing[1:].isfinite().all(), "neither a camera nor words"
     for pictures, words in (([[two, one]], ["open"]), ([[one, two]], ["oxen"])):
         assert (last_keys(pictures, words) - both[:1]).abs().max() > 1e-4
     end = windows.small.tokenizer.eos_token

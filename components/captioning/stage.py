@@ -39,7 +39,7 @@ from components.row_shards import (
 )
 from components.shards import key
 from components.vlm.asking import Asking, model_of
-from components.vlm.dialogue import Model
+from components.vlm.dialogue import Model, commonest
 
 Said = dict[str, list[overlay.CaptionCorrection]]  # by episode
 Direction = Literal["forward", "back", "left", "right", "up", "down"]
@@ -262,7 +262,7 @@ def summary(made: pa.Table, tasks: dict[str, str], said: People, config: Config)
         captioners=dict(sorted(counts(made["captioner"]).items())),
         flagged=flagged,
         flags=dict(sorted(flags.items())),
-        fallbacks=dict(sorted(fallbacks.items())),
+        fallbacks=commonest(fallbacks),
         input_tokens=tokens[0],
         output_tokens=tokens[1],
         cost_usd=config.cost_usd(*tokens),

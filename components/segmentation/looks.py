@@ -28,7 +28,14 @@ from components.segmentation.tables import Made
 from components.shards import Shards, key
 from components.vlm import dialogue
 from components.vlm.asking import model_of
-from components.vlm.dialogue import NO_ANSWER, Answer, Dialogue, Question, json_object
+from components.vlm.dialogue import (
+    NO_ANSWER,
+    Answer,
+    Dialogue,
+    Question,
+    commonest,
+    json_object,
+)
 from components.vlm.sheet import contact_sheet
 
 PROMPTS = Path(__file__).parent / "prompts"
@@ -194,7 +201,7 @@ class Looks:
         tokens = sum(e.input_tokens for e in every), sum(e.output_tokens for e in every)
         return Refined(
             episodes=len(every) - problems.total(),
-            problems=dict(sorted(problems.items())),
+            problems=commonest(problems),
             changes=dict(sorted(did.items())),
             input_tokens=tokens[0],
             output_tokens=tokens[1],

@@ -60,6 +60,8 @@ def _strip(event: replay.Recorded, client: PolicyClient) -> Picture:
     rows = [_titled(event.caption, times)]
     for camera, clip in sorted(event.episode.clips.items()):
         name = camera.removeprefix("observation.images.")
+        if f"expected/{name}" not in reply:  # the model knows no such camera
+            continue
         now = asked[f"observation/{name}"]
         rows.append(_row(f"{name}: expected", [now, *reply[f"expected/{name}"][some]]))
         happened = clip.frames(_instants(event, at_s[some]))

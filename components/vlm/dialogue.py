@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 LONGEST_REPLY = 20_000  # characters; a reply over it is not read
 NO_ANSWER = "no answer"  # how a problem begins that is the network's, not the question's
+PROBLEMS = 20  # that a report tells apart
 QUOTED = 1_000  # characters of an unusable reply that the model is shown again
 
 
@@ -171,3 +173,10 @@ def one_line(text: str) -> str:
 def digest(text: str) -> str:
     """sha256, hexadecimal."""
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def commonest(problems: Counter[str]) -> dict[str, int]:
+    """How often each was; beyond the most common all together, as a server may word each anew."""
+    said = Counter(dict(sorted(problems.items()))).most_common(PROBLEMS)
+    others = problems.total() - sum(number for _, number in said)
+    return dict(sorted(said)) | ({"others": others} if others else {})
