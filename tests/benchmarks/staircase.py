@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -114,70 +115,84 @@ def trained(
     return held_out(training, steps)
 
 
+def prepared(data: Path, root: Path, config: Config) -> Path:
+    """The training view, beside both language models; the one that says has learned to."""
+    made_qwen.write_large(root / "vlm")
+    made_qwen.write_small(root / "lm")
+    info, arrays = built(data, root, config, "before")
+    held_out = arrays["event_validation"]
+    known = [r for r, held in zip(info["reasons"], held_out, strict=True) if not held]
+    speaker(root / "lm", sorted({text for some in known for text in some}), 0)
+    built(data, root, config, "view")
+    return root / "view"
+
+
+def built(data: Path, root: Path, config: Config, name: str) -> tuple[dict[str, Any], Any]:
+    """The training view `name`, with the language models as they are now."""
+    models = {
+        part: {"from": str(root / part), "sha256": initial.listed(part, root / part)}
+        for part in ("vlm", "lm")
+    }
+    write_json(root / "init.json", models)
+    folder = root / name
+    folder.mkdir()
+    parts = (data / n for n in ("episodes", "captions", "plan"))
+    view.build(*parts, folder, config, initial.read(root / "init.json"))
+    return json.loads((folder / "view.json").read_text()), np.load(folder / "arrays.npz")
+
+
+def relayed(config: Config, depth: int) -> Config:
+    """The same with another relay depth."""
+    stairs = config.full.staircase.model_copy(update={"relay_depth": depth})
+    return config.model_copy(update={"full": config.full.model_copy(update={"staircase": stairs})})
+
+
+def seed_of(folder: Path, config: Config, steps: int) -> dict[str, tuple[float, float]]:
+    """(held-out loss, seconds of a pass) of all arms of one seed."""
+    return {
+        "whole": trained(ReasonWindows, folder, config, steps),
+        "attachment": trained(Unattached, folder, config, steps),
+        "parallel states": trained(ReasonWindows, folder, config, steps, one_start),
+        "relay depth 2, 1 instead": trained(ReasonWindows, folder, relayed(config, 1), steps),
+        "reconstruction": trained(ReasonWindows, folder, config, 0),
+    }
+
+
 def main() -> None:
     """Print a table, and one JSON line last."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--seed", type=int, help="one seed instead of several")
     parser.add_argument("--data", type=Path, required=True, help="`data` of a run that is finished")
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     given = parser.parse_args()
     values = params.load(ROOT / "params.yaml")["pretraining"]
     values |= {"preset": "tiny", "processes": 1, "batch_size": 8, "ema": 0.95, "adamw_lr": 0.003}
     stairs = values["full"]["staircase"] | {"relay_depth": RELAY, "width": 64}
     values["full"] |= {"stage": "staircase", "staircase": stairs}
-    base = Config.model_validate(values)
+    config = Config.model_validate(values)
     torch.set_num_threads(1)
     os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     seeds = given.seeds if given.seed is None else [given.seed]
-    found: dict[str, list[tuple[float, float]]] = {}
-    times: dict[str, list[float]] = {"relay depth 2": [], "relay depth 1": []}
     with tempfile.TemporaryDirectory(prefix="wamflow-staircase-") as name:
-        root = Path(name)
         dist.init_process_group("gloo", init_method=f"file://{name}/meet", rank=0, world_size=1)
-        made_qwen.write_large(root / "vlm")
-        made_qwen.write_small(root / "lm")
-        folder = root / "view"
-        for at, texts in ((root / "first", None), (folder, "known")):
-            if texts is not None:
-                info = json.loads((root / "first" / "view.json").read_text())
-                held = np.load(root / "first" / "arrays.npz")["event_validation"]
-                known = [r for r, h in zip(info["reasons"], held, strict=True) if not h]
-                speaker(root / "lm", sorted({text for some in known for text in some}), 0)
-            start = {
-                p: {"from": str(root / p), "sha256": initial.listed(p, root / p)}
-                for p in ("vlm", "lm")
-            }
-            write_json(root / "init.json", start)
-            at.mkdir()
-            parts = (given.data / n for n in ("episodes", "captions", "plan"))
-            view.build(*parts, at, base, initial.read(root / "init.json"))
+        folder = prepared(given.data, Path(name), config)
+        found = []
         for seed in seeds:
-            config = base.model_copy(update={"seed": seed})
-            one = config.full.staircase.model_copy(update={"relay_depth": 1})
-            shallow = config.model_copy(
-                update={"full": config.full.model_copy(update={"staircase": one})}
-            )
-            whole = trained(ReasonWindows, folder, config, given.steps)
-            arms = {
-                "attachment": trained(Unattached, folder, config, given.steps),
-                "parallel states": trained(ReasonWindows, folder, config, given.steps, one_start),
-                "relay depth 2, 1 instead": trained(ReasonWindows, folder, shallow, given.steps),
-                "reconstruction": trained(ReasonWindows, folder, config, 0),
-            }
-            for part, (loss, _) in arms.items():
-                found.setdefault(part, []).append((whole[0], loss))
-            times["relay depth 2"].append(whole[1])
-            times["relay depth 1"].append(arms["relay depth 2, 1 instead"][1])
-            print(json.dumps({"seed": seed, "whole": whole, "arms": arms}), flush=True)
+            found.append(seed_of(folder, config.model_copy(update={"seed": seed}), given.steps))
+            print(json.dumps({"seed": seed} | found[-1]), file=sys.stderr, flush=True)
         dist.destroy_process_group()
     figures = {}
-    for part, pairs in found.items():
-        mean, low, high = interval([without - have for have, without in pairs])
-        have, without = np.mean(pairs, axis=0).tolist()
-        figures[part] = {"with": have, "without": without, "difference": mean, "ci": [low, high]}
-        print(f"| {part} | {have:.3f} | {without:.3f} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) |")
-    passes = {name: float(np.mean(of)) for name, of in times.items()}
+    for part in list(found[0])[1:]:
+        have, without = ([arms[name][0] for arms in found] for name in ("whole", part))
+        mean, low, high = interval([b - a for a, b in zip(have, without, strict=True)])
+        of = float(np.mean(have)), float(np.mean(without))
+        figures[part] = {"with": of[0], "without": of[1], "difference": mean, "ci": [low, high]}
+        print(f"| {part} | {of[0]:.3f} | {of[1]:.3f} | {mean:+.3f} ({low:+.3f} to {high:+.3f}) |")
+    passes = {
+        f"relay depth {depth}": float(np.mean([arms[name][1] for arms in found]))
+        for depth, name in ((2, "whole"), (1, "relay depth 2, 1 instead"))
+    }
     print(json.dumps({"seeds": seeds, "steps": given.steps, "parts": figures, "pass_s": passes}))
 
 
