@@ -14,7 +14,9 @@ what it is for, all of them written down before anything was run.
   camera's mean picture leaves (1: nothing but that is known).
 - Hidden view: the same without words, a tube hiding one of the two views in every window, all of
   it, so that only the other view can tell where the hand and the object are. Without words, since
-  they tell the task and with it most of what differs between pictures.
+  they tell the task and with it most of what differs between pictures. The sight-cone mask can be
+  judged on `--data` with two calibrated cameras or more, and is left out elsewhere: episodes of
+  `wamflow record --cameras top,corner,corner2`.
 - Borders: stage `video` on pictures squeezed between black borders; judged inside the picture.
 - Action: the recipe's stage `action` without words, so that the picture must say what there is to
   do; the video tower frozen, taken from the video setting (10/3 of the steps).
@@ -110,7 +112,12 @@ METRICS: dict[str, Callable[[Run], float]] = {
 }
 ACTING = ("action loss", "error of actions")
 SILENT = {"caption_drop_short": 1.0, "caption_drop_long": 1.0}
-HIDDEN = SILENT | {"stage": "video", "tube_probability": 1.0, "tube_side": LATENT_PX}
+HIDDEN = SILENT | {
+    "stage": "video",
+    "tube_probability": 1.0,
+    "tube_side": LATENT_PX,
+    "sight_cones": "none",
+}
 FROZEN = SILENT | {"stage": "action", "coupling": "asymmetric", "action_samples": 8}
 CHUNK = {"windows": "chunk", "chunk_s": 0.5}
 
@@ -120,6 +127,7 @@ VIEW = Arm(HIDDEN, length=VIDEO_LENGTH)
 BOXED = Arm({"stage": "video"}, windows=Letterboxed)
 ACTION = Arm(FROZEN, video_from=VIDEO)
 ROBOTS = Arm(windows=TwoRobots)
+SIGHT = "sight-cone mask"
 
 
 class Part(NamedTuple):
@@ -142,6 +150,7 @@ PARTS: dict[str, Part] = {
         VIEW, replace(VIEW, change=without_crossing), ("a hidden view",)
     ),
     "camera RoPE": Part(VIEW, replace(VIEW, change=without_camera_turns), ("a hidden view",)),
+    SIGHT: Part(replace(VIEW, values=HIDDEN | {"sight_cones": "always"}), VIEW, ("a hidden view",)),
     "border mask": Part(
         BOXED, replace(BOXED, windows=BordersUnknown, truth=Letterboxed), ("video loss",)
     ),
@@ -257,6 +266,12 @@ def seed_of(trainings: Trainings, parts: list[str]) -> dict[str, Any]:
     return said
 
 
+def known_cameras(folder: Path) -> int:
+    """Of the robot of whose cameras the most places are known."""
+    robots = json.loads((folder / "view.json").read_text())["embodiments"]
+    return max(len(robot["calibration"]) for robot in robots)
+
+
 def views(data: Path, folder: Path, config: Config) -> dict[str, Path]:
     """The training view of events, and the wider one of chunks with history."""
     chunk = {"windows": "chunk", "chunk_s": 0.5, "history_frames": 2}
@@ -295,6 +310,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wamflow-ablation-") as name:
         dist.init_process_group("gloo", init_method=f"file://{name}/meet", rank=0, world_size=1)
         folders = views(given.data, Path(name), config)
+        if known_cameras(folders["event"]) < 2 and SIGHT in given.parts:
+            given.parts.remove(SIGHT)
+            print(f"{SIGHT}: left out, no two cameras of {given.data} are calibrated.", flush=True)
         found = [
             seed_of(
                 Trainings(folders, config.model_copy(update={"seed": seed}), given.steps),
