@@ -164,7 +164,8 @@ class Run:
         if arm.change is not None:
             arm.change(self.training)
         f, drop = config.full, (config.caption_drop_short, config.caption_drop_long)
-        read = f"{arm.windows.__name__} {drop} {f.windows} {f.history_frames} {folder}"
+        shown = f"{f.windows} {f.history_frames} {f.sight_cones}"
+        read = f"{arm.windows.__name__} {drop} {shown} {folder}"
         for step in range(steps):
             key = f"{read} {step}"
             if key not in batches:
