@@ -1,10 +1,10 @@
 """What is known of a camera that stands still: how it projects, and where it stands.
 
-No format of robot recordings has one place for it: ROS and MCAP carry intrinsics without the pose,
-DROID's metadata the pose without intrinsics, LeRobot neither (huggingface/lerobot#4417). So it
-stands in `ingestion.mappings`, or under `KEY` in the `info` of a camera's feature in a LeRobot
-`info.json`, where our recorder and ingestion write it and LeRobot leaves it alone. A camera that
-rides on the arm has no pose of its own and is not calibrated here.
+No format of robot recordings has one place for it: ROS and MCAP carry intrinsics and leave the pose
+to transforms, DROID's metadata has poses without intrinsics, LeRobot neither
+(huggingface/lerobot#4417). So it stands in `ingestion.mappings`, or under `KEY` in the `info` of a
+camera's feature in a LeRobot `info.json`, where our recorder and ingestion write it and LeRobot
+leaves it alone. A camera that rides on the arm has no pose of its own and is not calibrated here.
 """
 
 from __future__ import annotations

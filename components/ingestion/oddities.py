@@ -208,7 +208,13 @@ def _cameras(sound: list[Seen], layout: Layout) -> list[str]:
             found.append(f"camera {name} is black in {said['black']} episodes looked at")
         if said["frozen"]:
             found.append(f"camera {name} shows one picture only in {said['frozen']} episodes")
-        if 2 * said["moving"] > len(looked) and not MOUNTED.search(name):
+        moves = 2 * said["moving"] > len(looked)
+        if moves and camera in dict(layout.calibration):
+            found.append(
+                f"camera {name} moves with the robot but is calibrated as one that stands still; "
+                "leave its calibration out"
+            )
+        if moves and not MOUNTED.search(name):
             found.append(
                 f"camera {name} moves with the robot: it seems to sit on the hand, "
                 "whatever its name says"
