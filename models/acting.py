@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from models.rows import Rows, collate
-from models.schedule import anchor, levels
-from models.wall import WallModel, held, noised
+from models.schedule import levels
+from models.wall import WallModel, noised
 from models.wall_shape import WallShape
 from models.wan import unfold
 from models.windows import PATCH, Window
@@ -119,9 +119,7 @@ def denoised(
     noise = torch.randn(rows.latents.shape, generator=random).to(rows.latents)
     joint = model.shape.coupling != "asymmetric"
     if not joint:
-        sigma = torch.where(rows.clean, 0.0, anchor(model.shape.shift))
-        _, features = model.video(noised(held(rows), noise, sigma), sigma, rows)
-        reading = model.action.read(rows, features)
+        reading = model.action.read(rows, model.at_anchor(rows, noise))
     video = noised(rows.latents, noise, (~rows.clean).float())
     schedule = levels(steps, model.shape.shift if joint else 1.0).tolist()
     for now, then in pairwise(schedule):

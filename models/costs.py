@@ -83,6 +83,7 @@ def _training(preset: Preset, seconds: float, coupling: Coupling) -> tuple[int, 
     chances = Chances(
         coupling=coupling, action_samples=preset.action_samples if coupling == "asymmetric" else 1,
         shift=preset.shape.shift, tube_probability=1.0, tube_side=2,
+        patch_steps=preset.shape.action.patch_steps,
     )  # fmt: skip
     drawn = collate_draws([draw(window, chances, torch.Generator())]).to(torch.device("meta"))
     rows = collate([window], preset.shape.limits).to("meta")

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from models.masks import tube
 from models.rows import lined_up
-from models.schedule import anchor, shifted
+from models.schedule import shifted
 from models.windows import PATCH, Window
 
 Coupling = Literal["video", "symmetric", "asymmetric"]
-"""Video alone; both towers at one noise level, 1-to-1; a frozen video at the anchor, 1-to-N_d."""
+"""Video alone; both towers at one noise level, 1-to-1; the video at the anchor, 1-to-N_d."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,9 @@ class Chances:
     coupling: Coupling
     action_samples: int  # N_d; 1 unless the coupling is asymmetric
     shift: float  # of the video's noise levels, see schedule.py
-    tube_probability: float  # p_tube; no tubes where the video is frozen
+    tube_probability: float  # p_tube; where the video is frozen nobody looks at tubes
     tube_side: int  # k, patches
+    patch_steps: int  # control steps of an action token
 
     def __post_init__(self) -> None:
         if self.coupling != "asymmetric" and self.action_samples != 1:
@@ -44,11 +45,15 @@ class Chances:
 class Draw:
     """Of one window; with a leading B, and E where a row may have several, of rows of windows."""
 
-    sigma: Tensor  # (1,) or (B, E) noise level of the video
+    sigma: Tensor  # (1,) or (B, E) noise level of the video where it learns
     noise: Tensor  # (V, C, F, H, W) or (B, V, C, F, H, W)
     hidden: Tensor  # (V, F, P) or (B, V, F, P) bool, behind a tube
     action_sigma: Tensor  # (1, N) or (B, E, N)
-    action_noise: Tensor  # (T, N, A) or (B, T, N, A)
+    action_noise: Tensor  # (T, N, A) or (B, T, N, A); T in whole action tokens
+
+    def first(self, rows: int) -> Draw:
+        """Of the first rows alone."""
+        return Draw(**{f.name: getattr(self, f.name)[:rows] for f in fields(self)})
 
     def to(self, device: torch.device) -> Draw:
         """The same numbers on another device."""
@@ -62,11 +67,12 @@ def draw(window: Window, chances: Chances, random: torch.Generator) -> Draw:
     action_sigma = torch.rand(1, n, generator=random)
     hidden = tube(
         window.inside.cpu(), window.latents.shape[-1] // PATCH, side=chances.tube_side,
-        probability=0.0 if frozen else chances.tube_probability, random=random,
+        probability=chances.tube_probability, random=random,
     )  # fmt: skip
     t, a = window.actions.shape
+    t += -t % chances.patch_steps
     return Draw(
-        sigma=torch.full_like(sigma, anchor(chances.shift)) if frozen else sigma,
+        sigma=sigma,
         noise=torch.randn(window.latents.shape, generator=random),
         hidden=hidden,
         action_sigma=action_sigma if frozen else sigma[:, None],

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from models.draws import Chances, Draw, collate_draws, draw
-from models.rows import Rows, collate, first_fit
+from models.rows import Rows, collate, evenly
 from models.windows import Limits, Window
 
 
@@ -25,7 +25,8 @@ class Packed:
     @staticmethod
     def of(windows: Sequence[Window], limits: Limits, chances: Chances) -> Packed:
         """ValueError for windows that do not fit the limits or each other."""
-        placed = first_fit([w.latents.shape[2] for w in windows], limits.max_frames)
+        frames, steps = [w.latents.shape[2] for w in windows], [len(w.actions) for w in windows]
+        placed = evenly(frames, steps, limits.max_frames)
         return Packed(collate(windows, limits, placed), windows, placed, chances)
 
     def to(self, device: torch.device) -> Packed:

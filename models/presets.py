@@ -2,8 +2,8 @@
 
 Sizes of the video towers are those of the published `config.json` files. Action towers and windows
 are our choice: the paper says that action towers are as deep and start from scratch. `tiny` is for
-tests; `demo` fits a CPU, beside the small model of `wam.py`. A training takes latent channels and
-text width from its encoders (`components/pretraining/full.py`).
+tests; `demo` is the main job's, on a CPU. A training takes latent channels and text width from its
+encoders (`components/pretraining/full.py`).
 """
 
 from __future__ import annotations
@@ -67,33 +67,52 @@ def _wan(
         ),
         action=ActionShape(
             heads=action_heads, head_width=64, state_width=64, action_width=32, embodiments=32,
-            prediction="v",
+            prediction="v", patch_steps=1,
         ),
-        coupling="asymmetric", weights=WEIGHTS, shift=shift, latent_hz=4.0, max_frames=32,
-        max_steps=512,
+        coupling="asymmetric", weights=WEIGHTS, video_share=0.0, shift=shift, latent_hz=4.0,
+        max_frames=32, max_steps=512,
     )  # fmt: skip
 
 
 def _small(
-    width: int, depth: int, channels: int, text: int, coupling: Coupling, max_frames: int
-) -> WallShape:
+    video: VideoShape, action: ActionShape, coupling: Coupling, latent_hz: float, max_frames: int,
+    max_steps: int,
+) -> WallShape:  # fmt: skip
     return WallShape(
-        video=VideoShape(
-            heads=4, head_width=width // 4, depth=depth, feed_width=4 * width,
-            latent_channels=channels, text_width=text, time_width=64, cameras=4,
-        ),
-        action=ActionShape(
-            heads=4, head_width=width // 4, state_width=32, action_width=16, embodiments=4,
-            prediction="v",
-        ),
-        coupling=coupling, weights=WEIGHTS, shift=1.0, latent_hz=4.0, max_frames=max_frames,
-        max_steps=128,
+        video=video, action=action, coupling=coupling, weights=WEIGHTS, video_share=0.0, shift=1.0,
+        latent_hz=latent_hz, max_frames=max_frames, max_steps=max_steps,
     )  # fmt: skip
 
 
+TINY = _small(
+    VideoShape(
+        heads=4, head_width=8, depth=2, feed_width=128, latent_channels=4, text_width=12,
+        time_width=64, cameras=4,
+    ),
+    ActionShape(
+        heads=4, head_width=8, state_width=32, action_width=16, embodiments=4, prediction="v",
+        patch_steps=1,
+    ),
+    "symmetric", latent_hz=4.0, max_frames=9, max_steps=128,
+)  # fmt: skip
+# At 80 Hz a step is 12.5 ms, so a token is 0.1 s; a frame a second and rows of four keep what is
+# computed for nothing small. The video tower is the narrower: within minutes it learns little that
+# actions can use, while its price is paid for every patch (LOG.md).
+DEMO = _small(
+    VideoShape(
+        heads=4, head_width=24, depth=4, feed_width=384, latent_channels=192, text_width=384,
+        time_width=64, cameras=8,
+    ),
+    ActionShape(
+        heads=4, head_width=32, state_width=64, action_width=48, embodiments=16, prediction="v",
+        patch_steps=8,
+    ),
+    "asymmetric", latent_hz=1.0, max_frames=4, max_steps=256,
+)  # fmt: skip
+
 PRESETS = {
-    "tiny": Preset(_small(32, 2, 4, 12, "symmetric", 9), 2, (8, 8), 5, 20.0, 1),
-    "demo": Preset(_small(192, 6, 48, 384, "symmetric", 16), 1, (12, 12), 1, 20.0, 1),
+    "tiny": Preset(TINY, 2, (8, 8), 5, 20.0, 1),
+    "demo": Preset(DEMO, 2, (12, 12), 1, 80.0, 4),
     "wan2.1-1.3b": Preset(_wan(12, 8960, 16, 12, 3.0), 3, (32, 32), 512, 30.0, 8),
     "wan2.2-5b": Preset(_wan(24, 14336, 48, 16, 5.0), 3, (16, 16), 512, 30.0, 8),
 }

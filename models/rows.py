@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +55,12 @@ class Rows:
         moved = {n: v.to(device) for n, v in values.items() if isinstance(v, Tensor)}
         cast = {n: moved[n].to(dtype) for n in ("latents", "text", "state", "actions")}
         return Rows(**(values | moved | cast))
+
+    def first(self, rows: int) -> Rows:
+        """The first of them alone."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        some: dict[str, Any] = {n: v[:rows] for n, v in values.items() if isinstance(v, Tensor)}
+        return replace(self, **some)
 
     def only_clean(self) -> Rows:
         """The same rows without their future: what is there before the event happens."""
@@ -112,6 +119,28 @@ def first_fit(frames: Sequence[int], budget: int) -> list[list[int]]:
     return rows
 
 
+def evenly(frames: Sequence[int], steps: Sequence[int], budget: int) -> list[list[int]]:
+    """As `first_fit`, with about as many control steps in every row: the longest row pads all.
+
+    The longest windows come first, each to the row with the fewest steps that has room for it. Rows
+    come in the order of their first windows, so that some rows are as good a sample as others.
+    """
+    rows: list[list[int]] = [[] for _ in first_fit(frames, budget)]
+    room, held = [budget] * len(rows), [0] * len(rows)
+    for index in sorted(range(len(frames)), key=lambda i: (-steps[i], i)):
+        fits = [row for row, free in enumerate(room) if free >= frames[index]]
+        if not fits:
+            fits = [len(rows)]
+            rows.append([])
+            room.append(budget)
+            held.append(0)
+        row = min(fits, key=lambda r: held[r])
+        rows[row].append(index)
+        room[row] -= frames[index]
+        held[row] += steps[index]
+    return sorted((sorted(row) for row in rows if row), key=min)
+
+
 def collate(
     windows: Sequence[Window], limits: Limits, rows: Sequence[Sequence[int]] | None = None
 ) -> Rows:
@@ -128,6 +157,10 @@ def collate(
     def frames(value: Callable[[Window, int], Tensor], dim: int = 0, fill: float = 0) -> Tensor:
         return lined_up([[value(w, e) for e, w in enumerate(row)] for row in placed], dim, fill)
 
+    def steps(value: Callable[[Window, int], Tensor], fill: float = 0) -> Tensor:
+        patch = limits.patch_steps
+        return frames(lambda w, e: in_tokens(value(w, e), patch, fill), fill=fill)
+
     def each(value: Callable[[Window], Tensor | float], fill: float = 0) -> Tensor:
         return frames(lambda w, _: torch.as_tensor(value(w), device=device)[None], fill=fill)
 
@@ -139,11 +172,12 @@ def collate(
 
     frame_event = frames(lambda w, e: along(len(w.frame_s), e).long(), fill=-1)
     inside = frames(lambda w, _: w.inside & (w.camera >= 0)[:, None, None], dim=1)
-    step_event = frames(lambda w, e: along(len(w.actions), e).long(), fill=-1)
+    step_event = steps(lambda w, e: along(len(w.actions), e).long(), fill=-1)
     meet = any(w.meet is not None for w in windows)
     text_mask = each(lambda w: w.text_mask)
     alone = all(len(row) == 1 for row in placed) and len({w.clean for w in windows}) == 1
-    full = all(bool(mask.all()) for mask in (inside, text_mask, step_event >= 0))
+    tokens = step_event[:, :: limits.patch_steps] >= 0
+    full = all(bool(mask.all()) for mask in (inside, text_mask, tokens))
     return Rows(
         latents=frames(lambda w, _: w.latents, dim=2),
         clean=frames(lambda w, _: count(len(w.frame_s)) < w.clean, fill=1),
@@ -158,11 +192,11 @@ def collate(
         state=each(lambda w: w.state * w.state_mask),
         state_mask=each(lambda w: w.state_mask),
         embodiment=each(lambda w: w.embodiment),
-        actions=frames(lambda w, _: w.actions * w.action_mask),
-        action_mask=frames(lambda w, _: w.action_mask.expand(len(w.actions), -1)),
-        step=frames(lambda w, _: count(len(w.actions))),
-        steps=frames(lambda w, _: along(len(w.actions), len(w.actions)).long(), fill=1),
-        step_at_s=frames(lambda w, _: count(len(w.actions)) * w.step_s),
+        actions=steps(lambda w, _: w.actions * w.action_mask),
+        action_mask=steps(lambda w, _: w.action_mask.expand(len(w.actions), -1)),
+        step=steps(lambda w, _: count(len(w.actions))),
+        steps=steps(lambda w, _: along(len(w.actions), len(w.actions)).long(), fill=1),
+        step_at_s=steps(lambda w, _: count(len(w.actions)) * w.step_s),
         step_event=step_event,
         left_s=each(lambda w: w.left_s or 1.0, fill=1),
         done=each(lambda w: w.done or 0.0),
@@ -170,6 +204,12 @@ def collate(
         clean_frames=max(sum(w.clean for w in row) for row in placed),
         whole=alone and full and not meet,
     )
+
+
+def in_tokens(values: Tensor, patch: int, fill: float = 0) -> Tensor:
+    """values (T, ...) of control steps, padded to whole action tokens of `patch` steps."""
+    missing = -len(values) % patch
+    return F.pad(values, [0, 0] * (values.dim() - 1) + [0, missing], value=fill)
 
 
 def lined_up(rows: Sequence[Sequence[Tensor]], dim: int, fill: float = 0) -> Tensor:

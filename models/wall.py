@@ -5,16 +5,19 @@ p(V_e, a_e | V_0, s, c_e) with a Wan video tower and an action tower of equal de
 `action_tower.py` first. `wam.py` is the small model that trains on a CPU within minutes.
 
 Coupling. Symmetric, for small end-to-end runs: both towers are denoised together at one noise
-level. Asymmetric, the default at scale: the video tower is frozen and one forward at the anchor
-step, 45 of 50, serves N_d noise draws of the action. The paper leaves open what the video tower
-sees there. A true future that shows through the noise would be missing when acting, so the tower
-gets what both have: its guess is that nothing moves. The anchor frame, held still, is noised to the
-anchor's level; this lies within what the video prior was trained on, and training and acting see
-the same input.
+level. Asymmetric, the default at scale: one forward of the video tower at the anchor step, 45 of
+50, serves N_d noise draws of the action and teaches the video nothing. At scale the tower is frozen
+by then; in a run that has no time for one stage after the other, `video_share` of the rows go
+through it a second time, at noise levels of their own, and teach it. The paper leaves open what the
+video tower sees at the anchor. A true future that shows through the noise would be missing when
+acting, so the tower gets what both have: its guess is that nothing moves. The anchor frame, held
+still, is noised to the anchor's level; this lies within what the video prior was trained on, and
+training and acting see the same input.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +29,7 @@ from models.dct import dct_matrix
 from models.draws import Draw
 from models.flow_matching import velocity, weighted_mean
 from models.rows import Rows, of_event
+from models.schedule import anchor
 from models.wall_shape import WallShape
 from models.wan import WanTower, fold
 
@@ -52,21 +56,24 @@ class WallModel(nn.Module):
         self.shape = shape
         self.video = WanTower(shape.video)
         self.action = ActionTower(
-            shape.action, shape.video.depth, shape.video.width, shape.video.text_width
+            shape.action,
+            shape.video.depth,
+            shape.video.width,
+            shape.video.text_width,
+            shape.video.cameras,
         )
-        if shape.coupling == "asymmetric":
+        if shape.coupling == "asymmetric" and not shape.video_share:
             self.video.requires_grad_(False)
 
     def losses(self, rows: Rows, draw: Draw) -> Losses:
         """Losses of both towers, of the DCT of the action's error, and of where the event ends."""
         zero = rows.latents.new_zeros(())
-        frozen = self.shape.coupling == "asymmetric"
-        sigma = torch.where(rows.clean, 0.0, of_event(draw.sigma, rows.frame_event))
-        future = held(rows) if frozen else rows.latents
-        hidden = None if frozen else draw.hidden
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
-            predicted, features = self.video(noised(future, draw.noise, sigma), sigma, rows, hidden)
-        video = zero if frozen else self._video_loss(predicted, rows, draw)
+        if self.shape.coupling == "asymmetric":
+            features = self.at_anchor(rows, draw.noise)
+            taught = math.ceil(self.shape.video_share * len(rows.latents))
+            video = self._video(rows.first(taught), draw.first(taught))[0] if taught else zero
+        else:
+            video, features = self._video(rows, draw)
         if self.shape.coupling == "video":
             return self._sum(video, zero, zero, zero, zero)
         action, dct = self._action_losses(rows, draw, features)
@@ -78,6 +85,20 @@ class WallModel(nn.Module):
         w = self.shape.weights
         total = action + w.video * video + w.dct * dct + w.left * left + w.done * done
         return Losses(total, video, action, dct, left, done)
+
+    @torch.no_grad()
+    def at_anchor(self, rows: Rows, noise: Tensor) -> list[Tensor]:
+        """Features of the one pass that serves all noise draws of the actions."""
+        sigma = torch.where(rows.clean, 0.0, anchor(self.shape.shift))
+        features: list[Tensor] = self.video(noised(held(rows), noise, sigma), sigma, rows)[1]
+        return features
+
+    def _video(self, rows: Rows, draw: Draw) -> tuple[Tensor, list[Tensor]]:
+        """Loss and features of the video at its own noise level, tubes hidden."""
+        sigma = torch.where(rows.clean, 0.0, of_event(draw.sigma, rows.frame_event))
+        noisy = noised(rows.latents, draw.noise, sigma)
+        predicted, features = self.video(noisy, sigma, rows, draw.hidden)
+        return self._video_loss(predicted, rows, draw), features
 
     def _video_loss(self, predicted: Tensor, rows: Rows, draw: Draw) -> Tensor:
         """Over patches of the future that show the picture; more for those behind a tube."""

@@ -30,6 +30,7 @@ class WallShape:
     action: ActionShape
     coupling: Coupling
     weights: Weights
+    video_share: float  # of rows that teach the video beside the anchor's pass; 0: it is frozen
     shift: float  # of the video's noise levels, see schedule.py
     latent_hz: float  # latent frames a second of an event
     max_frames: int  # latent frames of a row
@@ -53,4 +54,5 @@ class WallShape:
             cameras=self.video.cameras, embodiments=self.action.embodiments,
             state_width=self.action.state_width, action_width=self.action.action_width,
             max_frames=self.max_frames, max_steps=self.max_steps,
+            patch_steps=self.action.patch_steps,
         )  # fmt: skip

@@ -27,6 +27,7 @@ class Limits:
     action_width: int
     max_frames: int  # latent frames of a row, the budget of packing
     max_steps: int  # control steps of an event
+    patch_steps: int  # control steps of an action token; windows are padded to whole tokens
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,8 @@ VALUES = {
         "action_samples": 2, "anchor_probability": 0.5,
     },
     "full": {
-        "stage": "joint", "coupling": "symmetric", "action_samples": 3, "prediction": "v",
+        "stage": "joint", "coupling": "symmetric", "video_share": 0.5,
+        "action_samples": 3, "prediction": "v",
         "windows": "event", "chunk_s": 0.2, "history_frames": 0, "words": "event", "codec_px": 3,
         "tube_probability": 0.5, "tube_side": 1, "sight_cones": "always",
         "sight_near_m": 0.05, "sight_far_m": 10.0, "video_weight": 1.0, "tube_weight": 2.0,

@@ -18,13 +18,15 @@ SHAPE = WallShape(
         time_width=16, cameras=4,
     ),
     action=ActionShape(
-        heads=2, head_width=8, state_width=3, action_width=2, embodiments=2, prediction="v"
+        heads=2, head_width=8, state_width=3, action_width=2, embodiments=2, prediction="v",
+        patch_steps=1,
     ),
     coupling="symmetric", weights=Weights(video=1.0, tube=3.0, dct=0.5, left=0.1, done=0.1),
-    shift=1.0, latent_hz=4.0, max_frames=8, max_steps=24,
+    video_share=0.0, shift=1.0, latent_hz=4.0, max_frames=8, max_steps=24,
 )  # fmt: skip
 CHANCES = Chances(
     coupling="symmetric", action_samples=1, shift=1.0, tube_probability=0.5, tube_side=1,
+    patch_steps=1,
 )  # fmt: skip
 FROZEN = replace(CHANCES, coupling="asymmetric", action_samples=3)
 LIMITS = SHAPE.limits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,14 +217,20 @@ def _on_rank(folder: str, store: str, parallel: str, of: dict[str, Any]) -> dict
 @pytest.mark.slow
 def test_fsdp2_moves_as_plain_data_parallel(folder: Path, tmp_path: Path) -> None:
     """Two ranks, the video frozen. Only the norm for clipping is summed in another order, and Muon
-    makes more of a rounding where a gradient nearly vanishes; so nothing is clipped here.
+    makes more of a rounding where a gradient nearly vanishes; so nothing is clipped here. Sentences
+    are one token, of which a softmax has nothing to choose: gradients of its queries and keys are
+    nothing but rounding, and are not compared.
     """
     plain, sharded = (
         on_ranks(2, _on_rank, str(folder), str(tmp_path), parallel, ACTION)[0]
         for parallel in ("replicated", "sharded")
     )
     assert np.allclose(plain["curve"], sharded["curve"], rtol=1e-4, atol=1e-5)
-    for name, weight in plain["weights"].items():
+    choice = re.compile(r"\.text\.(query|key)")
+    compared = [name for name in plain["weights"] if not choice.search(name)]
+    assert len(compared) > 0.8 * len(plain["weights"])
+    for name in compared:
+        weight = plain["weights"][name]
         assert (sharded["weights"][name] - weight).abs().max() < 1e-5, name
 
 
@@ -270,7 +277,9 @@ def test_a_policy_acts_with_the_checkpoint(checkpoint: Path) -> None:
     shown = policy.infer(seen(expected=True))
     frames = len(shown["expected_at_s"])
     assert shown["expected/top"].shape == (frames, 24, 24, 3)
-    assert shown["expected_at_s"] == pytest.approx(np.arange(1, frames + 1) / 4)
+    last_s = (shown["event_remaining"] - 1) / 80  # later ones show the event's last picture
+    times_s = np.minimum(np.arange(1, frames + 1) / 4, last_s)
+    assert shown["expected_at_s"] == pytest.approx(times_s)
     with pytest.raises(UserError, match="'observation/top' is missing"):
         policy.infer({k: v for k, v in seen().items() if k != "observation/top"})
 
@@ -561,7 +570,7 @@ def test_bad_numbers_name_their_event(folder: Path) -> None:
 
 def test_recipes_that_contradict_themselves_are_refused() -> None:
     for of, said in (
-        ({"coupling": "asymmetric"}, "stage must be action, got joint"),
+        ({"coupling": "asymmetric", "stage": "text"}, "text needs coupling symmetric, got asym"),
         ({"history_frames": 2}, "history_frames must be 0, got 2"),
         ({"words": "task"}, "words task needs windows chunk, got event"),
     ):

@@ -35,15 +35,16 @@ def action_flops(preset: Preset, frames: int, steps: int, denoising: int) -> int
     shape, g, words = preset.shape.action, preset.shape.video.width, preset.shape.video.text_width
     a, t, text = shape.width, steps, preset.text_tokens
     key_frame = preset.views * preset.latent_px[0] * preset.latent_px[1] // 4
-    m = frames * key_frame
+    m, patches = frames * key_frame, key_frame // preset.views
     robot = 2 * shape.state_width * a
     depth = preset.shape.video.depth
     read = text * words * a + robot + t * a * a + frames * g * g
-    read += depth * (2 * m * g * a + 2 * text * a * a)
+    read += depth * (2 * m * g * a + 2 * text * a * a) + patches * g * g
     block = 9 * a * a + 4 * t * a * a + 2 * t * t * a
     block += 2 * t * a * a + 2 * t * m * a + 2 * t * a * a + 2 * t * text * a + 8 * t * a * a
     one = t * 2 * shape.action_width * a + 2 * a * a + depth * block + t * a * shape.action_width
-    ask = robot + g * g + 2 * a * a + 2 * key_frame * g * a + 2 * key_frame * a + 16 * a * a + 2 * a
+    look = 2 * a * a + 2 * key_frame * g * a + 2 * key_frame * a + 8 * a * a
+    ask = robot + g * g + patches * g * g + 2 * look + 2 * a
     ask += text * words * a + 2 * a * a + 2 * text * a * a + 2 * text * a
     return 2 * (read + denoising * one + ask)
 
@@ -99,4 +100,4 @@ def test_a_preset_plans_for_its_own_windows(dtype: torch.dtype) -> None:
     assert result.actions.dtype == dtype
     assert result.actions.isfinite().all()
     assert set(PRESETS) == {"tiny", "demo", "wan2.1-1.3b", "wan2.2-5b"}
-    assert presets.PRESETS["demo"].shape.coupling == "symmetric"
+    assert presets.PRESETS["demo"].shape.coupling == "asymmetric"

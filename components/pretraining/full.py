@@ -83,6 +83,7 @@ def shape(config: Config, initial: Initial) -> WallShape:
         video=replace(sizes.video, latent_channels=channels, text_width=text_width),
         action=replace(sizes.action, prediction=f.prediction),
         coupling=coupling(config),
+        video_share=f.video_share if f.stage == "joint" and f.coupling == "asymmetric" else 0.0,
         weights=Weights(
             video=f.video_weight, tube=f.tube_weight, dct=f.dct_weight, left=f.left_weight,
             done=f.done_weight,
@@ -97,7 +98,7 @@ def chances(config: Config) -> Chances:
         coupling=coupling(config),
         action_samples=f.action_samples if coupling(config) == "asymmetric" else 1,
         shift=preset(config).shape.shift, tube_probability=f.tube_probability,
-        tube_side=f.tube_side,
+        tube_side=f.tube_side, patch_steps=preset(config).shape.action.patch_steps,
     )  # fmt: skip
 
 

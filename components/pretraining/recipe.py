@@ -2,9 +2,10 @@
 
 A stage says which parts learn. Video: the video tower on frozen text features. Action: the action
 tower, the video tower frozen. Text: only what reads words, in both towers. Joint: both towers at
-once, for small end-to-end runs. Staircase: the branch of `models/reasoner.py`, beside two frozen
-language models, and neither tower. One training is one stage; the next starts from its checkpoint.
-The preset of `models/presets.py` gives the sizes, this what a run chooses.
+once, for small end-to-end runs; with asymmetric coupling each learns from passes of its own.
+Staircase: the branch of `models/reasoner.py`, beside two frozen language models, and neither tower.
+One training is one stage; the next starts from its checkpoint. The preset of `models/presets.py`
+gives the sizes, this what a run chooses.
 """
 
 from __future__ import annotations
@@ -39,7 +40,13 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
     )
     coupling: Literal["symmetric", "asymmetric"] = Field(
         description="Both towers at one noise level, or N_d action draws that share one pass of "
-        "the frozen video at the anchor step (stage action only)."
+        "the video at the anchor step, which teaches it nothing (stages action and joint)."
+    )
+    video_share: float = Field(
+        gt=0,
+        le=1,
+        description="Share of a batch that teaches the video tower, at noise levels of its own, in "
+        "stage joint with asymmetric coupling; elsewhere all of it or nothing does.",
     )
     action_samples: int = Field(ge=1, description="N_d of the asymmetric coupling.")
     prediction: Literal["v", "x"] = Field(
@@ -77,11 +84,11 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> FullConfig:
-        """A frozen video at the anchor step teaches the video tower nothing."""
-        if self.coupling == "asymmetric" and self.stage != "action":
+        """What stages, couplings, windows and words ask of each other."""
+        if self.coupling == "asymmetric" and self.stage == "text":
             raise ValueError(
-                f"coupling asymmetric freezes the video tower, so stage must be action, got "
-                f"{self.stage}"
+                "what reads words in the video tower learns nothing at the anchor, so stage text "
+                "needs coupling symmetric, got asymmetric"
             )
         if self.sight_far_m <= self.sight_near_m:
             raise ValueError(

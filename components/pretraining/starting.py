@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,15 +78,12 @@ def _other_sizes(
 ) -> list[str]:
     """What differs in size; what a stage of the recipe chooses may."""
     from models.wall import WallModel
-    from models.wall_shape import WallShape
 
     if "shape" not in config:
         return ["config.json: expected the shape of a checkpoint of ours, got none"]
     got, expected = config["shape"], model.shape.as_dict()
     if isinstance(model, WallModel) and "video" in got and "action" in got:
-        before = WallShape.from_dict(got)
-        same = replace(before, coupling=model.shape.coupling, weights=model.shape.weights)
-        got = same.as_dict()
+        got = got | {n: expected[n] for n in ("coupling", "weights", "video_share")}
     names = sorted(expected.keys() | got.keys())
     return [
         f"{n}: expected {expected.get(n)}, got {got.get(n)}"

@@ -33,7 +33,7 @@ class FullModel:
         values = config["pretraining"]
         self.values, self.denoise_steps = values["full"], values["denoise_steps"]
         _check_acts(checkpoint, self.values)
-        self.shape = WallShape.from_dict(config["shape"])
+        self.shape = _shape(checkpoint, config)
         self.model = WallModel(self.shape)
         load_all(self.model, checkpoint / "model.safetensors")
         self.model.eval()
@@ -74,14 +74,20 @@ class FullModel:
         if self.values["windows"] == "chunk" and self.values["words"] == "event":
             remaining = max(1, round(float(found.left_s[0]) / asked.step_s))
         done = float(found.done[0]) if self.values["words"] == "event" else None
-        expected = self._expected(found, window.clean) if asked.show else None
+        expected = self._expected(found, window, steps) if asked.show else None
         return Told(found.actions[0, :steps], remaining, done, expected)
 
-    def _expected(self, found: Plan, clean: int) -> Expected:
-        """The pictures that latent frames after the clean ones stand for."""
+    def _expected(self, found: Plan, window: Window, steps: int) -> Expected:
+        """The pictures that latent frames after the clean ones stand for.
+
+        As in training, a frame that would lie past the event's end shows its last picture.
+        """
+        clean = window.clean
         assert found.expected is not None
         seen = self.codec.decode(found.expected[0])[:, :, :: encoders.FRAMES_PER_LATENT]
         at_s = found.frame_s[0, clean:].numpy().astype(np.float32)
+        if self.values["windows"] == "event":
+            at_s = np.minimum(at_s, np.float32((steps - 1) * window.step_s))
         return Expected(seen[:, :, clean:].transpose(1, 2).clamp(-1, 1), at_s)
 
     def _chunk(self, step_s: float) -> Chunk | None:
@@ -127,6 +133,16 @@ class FullModel:
         if isinstance(self.codec, encoders.PatchCodec):
             return self.codec.stills(pictures)
         return self.codec.encode(pictures)
+
+
+def _shape(checkpoint: Path, config: dict[str, Any]) -> WallShape:
+    try:
+        return WallShape.from_dict(config["shape"])
+    except (KeyError, TypeError) as error:
+        raise DataError(
+            f"{checkpoint}/config.json: shape: expected the sizes of this version's models; "
+            f"{error}. Train again, or serve it with the code of its run."
+        ) from error
 
 
 def _check_acts(checkpoint: Path, values: dict[str, Any]) -> None:

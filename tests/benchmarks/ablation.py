@@ -98,6 +98,11 @@ def without_time_codes(training: Training) -> None:
     silenced(training, lambda name: "action_code." in name or "video_code." in name)
 
 
+def without_places(training: Training) -> None:
+    """Video keys do not say by which camera and where in its picture they were seen."""
+    silenced(training, lambda name: "place_code." in name)
+
+
 METRICS: dict[str, Callable[[Run], float]] = {
     "video loss": lambda run: run.video_loss(),
     "behind a tube": lambda run: run.behind(2),
@@ -178,6 +183,7 @@ PARTS: dict[str, Part] = {
     "loss of the seconds left": Part(JOINT, Arm({"left_weight": 0.0}), ("log of seconds left",)),
     "loss of the part done": Part(JOINT, Arm({"done_weight": 0.0}), ("part done",)),
     "two time codes": Part(JOINT, Arm({}, without_time_codes), ACTING),
+    "code of camera and place": Part(JOINT, Arm({}, without_places), ACTING),
     "v-prediction, x instead": Part(JOINT, Arm({"prediction": "x"}), ("error of actions",)),
     **{
         f"DCT loss of weight {weight:g}": Part(
@@ -294,7 +300,7 @@ def main() -> None:
     given = parser.parse_args()
     values = params.load(ROOT / "params.yaml")["pretraining"]
     values |= {"preset": "tiny", "processes": 1, "batch_size": given.batch_size, "ema": 0.95}
-    values["full"] |= {"codec_px": CODEC_PX, "dct_weight": 0.1}
+    values["full"] |= {"codec_px": CODEC_PX, "dct_weight": 0.1, "coupling": "symmetric"}
     config = Config.model_validate(values)
     shape = PRESETS["tiny"].shape
     shape = replace(

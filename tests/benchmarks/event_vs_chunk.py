@@ -168,7 +168,7 @@ def opened(
 def measured(given: argparse.Namespace) -> dict[str, Any]:
     """Choose on the development tasks, then score."""
     values = params.load(ROOT / "params.yaml")["pretraining"]
-    values |= {"processes": 1, "batch_size": given.batch_size, "model": MODEL}
+    values |= {"preset": "small", "processes": 1, "batch_size": given.batch_size, "model": MODEL}
     config = Config.model_validate(values)
     settings = {k: v for k, v in vars(given).items() if k not in ("seeds", "trials", "scratch")}
     digest = hashlib.sha256(json.dumps([settings, values], sort_keys=True).encode()).hexdigest()

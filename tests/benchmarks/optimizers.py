@@ -26,10 +26,9 @@ import torch
 import torch.distributed as dist
 
 from components import params
-from components.pretraining import view
+from components.pretraining import chosen, view
 from components.pretraining.stage import Config
 from components.pretraining.training import Training
-from components.pretraining.windows import Windows
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +69,7 @@ class Study:
 
 def final_loss(folder: Path, config: Config, steps: int, optimizer: str) -> float:
     """Loss of the averaged weights after a whole training of `steps` steps."""
-    windows = Windows(folder, config)
+    windows = chosen.windows(folder, config)
     windows.steps = min(steps, windows.steps)
     training = Training(windows, config)
     if optimizer == "adamw":
@@ -91,7 +90,7 @@ def _loss(training: Training) -> float:
     for name, parameter in training.model.named_parameters():
         parameter.copy_(training.average[name])
     draws = [torch.Generator().manual_seed(seed) for seed in range(4)]
-    return float(np.mean([float(training.model.losses(batch, d).total) for d in draws]))
+    return float(np.mean([float(training.losses(batch, d)["loss"]) for d in draws]))
 
 
 def lowest(loss: Callable[[float], float], start: float = 2e-3) -> tuple[float, list[float]]:

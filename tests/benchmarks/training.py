@@ -1,7 +1,7 @@
 """Tokens a second, MFU and peak memory of training steps, for each preset that fits this machine.
 
-`demo` is the trainer's own step on the model of params.yaml, the others are the full models of
-`models/presets.py`: forward, backward and both optimizers. FLOPs are those that FlopCounterMode
+`small` is the trainer's own step on the small model of params.yaml, the others are the full models
+of `models/presets.py`: forward, backward and both optimizers. FLOPs are those that FlopCounterMode
 counts for forward and backward; MFU is their rate over the best rate that products of matrices of
 this device reach here and now, measured in the same run and the same precision. On a CPU one thread
 computes and seconds are CPU seconds. A preset that does not fit, or would take too long without a
@@ -61,7 +61,7 @@ def _seconds(device: str) -> float:
 
 
 def small(config: Config, seed: int) -> tuple[Callable[[], torch.Tensor], torch.nn.Module, int]:
-    """(loss of one step, model, tokens of it) of the model of params.yaml, one worker's share."""
+    """(loss of one step, model, tokens of it) of the small model, one worker's share."""
     m = config.model
     size, views = config.batch_size // config.processes, 2
     torch.manual_seed(seed)
@@ -86,7 +86,7 @@ def full(name: str, device: str, seed: int) -> tuple[Callable[[], torch.Tensor],
     window = preset.window(2.0)
     chances = Chances(
         coupling="symmetric", action_samples=1, shift=preset.shape.shift, tube_probability=1.0,
-        tube_side=2,
+        tube_side=2, patch_steps=preset.shape.action.patch_steps,
     )  # fmt: skip
     drawn = collate_draws([draw(window, chances, torch.Generator().manual_seed(seed))])
     rows = collate([window], preset.shape.limits)
@@ -100,7 +100,7 @@ def measured(name: str, device: str, precision: str, steps: int, seed: int) -> d
     """Figures of one preset, in a process of its own."""
     torch.set_num_threads(1)
     dtype = getattr(torch, precision)
-    if name == "demo of params.yaml":
+    if name == "small":
         values = params.load(ROOT / "params.yaml")["pretraining"]
         config = Config.model_validate(values | {"device": device})
         loss, model, tokens = small(config, seed)
@@ -169,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=3, help="that are timed")
-    parser.add_argument("--presets", nargs="+", default=["demo of params.yaml", *PRESETS])
+    parser.add_argument("--presets", nargs="+", default=["small", *PRESETS])
     given = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     precision = "bfloat16" if device == "cuda" else "float32"
