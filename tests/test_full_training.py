@@ -284,6 +284,16 @@ def test_a_policy_acts_with_the_checkpoint(checkpoint: Path) -> None:
         policy.infer({k: v for k, v in seen().items() if k != "observation/top"})
 
 
+def test_a_checkpoint_with_the_sizes_of_another_version_is_refused(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    read = json.loads((checkpoint / "config.json").read_text())
+    del read["shape"]["action"]["patch_steps"]
+    write_json(tmp_path / "config.json", read)
+    with pytest.raises(DataError, match=r"config\.json: shape: .*patch_steps.*Train again"):
+        Policy(tmp_path)
+
+
 def test_a_model_of_chunks_acts_for_their_length(checkpoint: Path, tmp_path: Path) -> None:
     """0.2 s at 80 Hz, whatever the model thinks is left of the event."""
     for name in ("model.safetensors", "normalisation.json", "event_plans.json"):
