@@ -90,8 +90,7 @@ class WallModel(nn.Module):
     def at_anchor(self, rows: Rows, noise: Tensor) -> list[Tensor]:
         """Features of the one pass that serves all noise draws of the actions."""
         sigma = torch.where(rows.clean, 0.0, anchor(self.shape.shift))
-        features: list[Tensor] = self.video(noised(held(rows), noise, sigma), sigma, rows)[1]
-        return features
+        return self.video.features(noised(held(rows), noise, sigma), sigma, rows)
 
     def _video(self, rows: Rows, draw: Draw) -> tuple[Tensor, list[Tensor]]:
         """Loss and features of the video at its own noise level, tubes hidden."""
@@ -137,9 +136,11 @@ class WallModel(nn.Module):
         Reads a block in the middle: nobody reads what the last one makes of a clean frame, so
         nothing has taught it.
         """
+        depth = (self.shape.video.depth + 1) // 2
         with torch.no_grad():
-            _, features = self.video(rows.latents, torch.zeros_like(rows.frame_s), rows)
-        return self.action.where_it_ends(rows, features[(len(features) - 1) // 2])
+            sigma = torch.zeros_like(rows.frame_s)
+            features = self.video.features(rows.latents, sigma, rows, depth)
+        return self.action.where_it_ends(rows, features[-1])
 
 
 def noised(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -179,15 +179,33 @@ class WanTower(nn.Module):
         patches that a tube hides. Returns the velocity as patches (B, V, F, P, 4 C), see `fold`,
         and for each block its features (B, V, N, D).
         """
+        time = self._time(sigma, noisy)
+        x, features = self._through(noisy, time, rows, hidden, len(self.blocks))
+        return self._velocity(x, time), features
+
+    def features(
+        self, noisy: Tensor, sigma: Tensor, rows: Rows, depth: int | None = None
+    ) -> list[Tensor]:
+        """What `forward` gives beside the velocity, of the first `depth` blocks or of all."""
+        depth = len(self.blocks) if depth is None else depth
+        return self._through(noisy, self._time(sigma, noisy), rows, None, depth)[1]
+
+    def _time(self, sigma: Tensor, noisy: Tensor) -> Tensor:
+        code = sinusoidal(sigma * 1000, self.shape.time_width).to(noisy.dtype)
+        out: Tensor = self.time_out(F.silu(self.time_in(code)))
+        return out
+
+    def _through(
+        self, noisy: Tensor, time: Tensor, rows: Rows, hidden: Tensor | None, depth: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """(B, V, F, P, D) after some blocks, and the features of each."""
         x = self._embedded(noisy, hidden)
-        time = self.time_in(sinusoidal(sigma * 1000, self.shape.time_width).to(x.dtype))
-        time = self.time_out(F.silu(time))
         around = self._surroundings(rows, time, noisy.shape)
         features = []
-        for block in self.blocks:
+        for block in list(self.blocks)[:depth]:
             x = block(x, around)
             features.append(x.flatten(2, 3))
-        return self._velocity(x, time), features
+        return x, features
 
     def _embedded(self, noisy: Tensor, hidden: Tensor | None) -> Tensor:
         """(B, V, F, P, D)."""

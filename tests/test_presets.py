@@ -15,8 +15,11 @@ from models.wall import WallModel
 TINY = PRESETS["tiny"]
 
 
-def video_flops(preset: Preset, frames: int) -> int:
-    """One forward pass of the video tower, term by term; 2 FLOPs a multiply-add."""
+def video_flops(preset: Preset, frames: int, blocks: int | None = None) -> int:
+    """One forward pass of the video tower, term by term; 2 FLOPs a multiply-add.
+
+    With `blocks`, that many of them, for their features alone.
+    """
     shape = preset.shape.video
     v, f, d, c = preset.views, frames, shape.width, shape.latent_channels
     p = preset.latent_px[0] * preset.latent_px[1] // 4
@@ -26,8 +29,9 @@ def video_flops(preset: Preset, frames: int) -> int:
     across = 4 * v * n * d * d + 2 * f * (v * p) ** 2 * d
     reading = 2 * v * n * d * d + 2 * text * d * d + 2 * v * n * text * d
     feed = 2 * v * n * d * shape.feed_width
-    ends = 2 * v * n * d * 4 * c
-    return 2 * (conditions + shape.depth * (within + across + reading + feed) + ends)
+    ends = 2 * v * n * d * 4 * c if blocks is None else v * n * d * 4 * c
+    depth = shape.depth if blocks is None else blocks
+    return 2 * (conditions + depth * (within + across + reading + feed) + ends)
 
 
 def action_flops(preset: Preset, frames: int, steps: int, denoising: int) -> int:
@@ -51,7 +55,7 @@ def action_flops(preset: Preset, frames: int, steps: int, denoising: int) -> int
 
 def test_flops_of_a_plan_agree_with_sums_by_hand() -> None:
     frozen = replace(TINY, shape=replace(TINY.shape, coupling="asymmetric"))
-    expected = video_flops(frozen, 1) + video_flops(frozen, frames=9)
+    expected = video_flops(frozen, 1, blocks=1) + video_flops(frozen, frames=9, blocks=2)
     expected += action_flops(frozen, frames=9, steps=40, denoising=costs.DENOISE_STEPS)
     assert costs.flops_of_acting(frozen, seconds=2.0)[0] == expected
 
