@@ -27,7 +27,20 @@ class Turns(NamedTuple):
 
 
 def rotate(x: Tensor, turns: Turns) -> Tensor:
-    """Turn the pairs of x (..., N, heads, head_width) by the angles of their tokens."""
+    """Turn the pairs of x (..., N, heads, head_width) by the angles of their tokens.
+
+    A product of complex numbers, which takes a tenth of the time of real ones on a CPU; compiled
+    blocks take real ones, of which compilers know how to make one kernel.
+    """
+    if torch.compiler.is_compiling():
+        return rotate_real(x, turns)
+    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)).contiguous())
+    turned = pairs * torch.complex(turns.cos, turns.sin)[..., None, :]
+    return torch.view_as_real(turned).flatten(-2).type_as(x)
+
+
+def rotate_real(x: Tensor, turns: Turns) -> Tensor:
+    """`rotate` in real numbers."""
     cos, sin = turns.cos[..., None, :], turns.sin[..., None, :]
     first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
     turned = torch.stack([first * cos - second * sin, first * sin + second * cos], dim=-1)

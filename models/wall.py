@@ -2,7 +2,7 @@
 
 p(V_e, a_e | V_0, s, c_e) with a Wan video tower and an action tower of equal depth. Read
 `windows.py` (one event), `rows.py` (a batch), `draws.py` (what is random), `wan.py` and
-`action_tower.py` first. `wam.py` is the small model that trains on a CPU within minutes.
+`action_tower.py` first. `wam.py` is a smaller relative, trained end to end.
 
 Coupling. Symmetric, for small end-to-end runs: both towers are denoised together at one noise
 level. Asymmetric, the default at scale: one forward of the video tower at the anchor step, 45 of

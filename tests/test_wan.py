@@ -13,7 +13,7 @@ import torch
 from diffusers import WanTransformer3DModel
 
 from models import presets, wan_keys
-from models.rope import CameraTable
+from models.rope import CameraTable, Turns, rotate, rotate_real
 from models.rows import Rows, collate
 from models.wan import VideoShape, WanTower, fold, unfold
 from tests.made_wan import SHAPES, inherited
@@ -187,6 +187,19 @@ def test_cones_that_cannot_meet_shut_views_off(tower: WanTower) -> None:
         features(tower, rows_of(replace(whole, meet=everything))),
         features(tower, rows_of(whole)), atol=1e-6, rtol=0,
     )  # fmt: skip
+
+
+def test_complex_and_real_numbers_turn_alike() -> None:
+    x = torch.randn(2, 7, 3, 8, requires_grad=True)
+    turns = Turns.by(torch.randn(2, 7, 4, dtype=torch.float64))
+    weights = torch.randn(2, 7, 3, 8)
+    found = [turn(x, turns) for turn in (rotate, rotate_real)]
+    torch.testing.assert_close(*found)
+    torch.testing.assert_close(
+        *(torch.autograd.grad((turned * weights).sum(), x)[0] for turned in found)
+    )
+    half = x.detach().bfloat16()
+    assert torch.equal(rotate(half, turns), rotate(half.float(), turns).bfloat16())
 
 
 def test_history_and_later_frames_have_their_own_places_in_time(tower: WanTower) -> None:
