@@ -1,6 +1,7 @@
-"""The World Action Model p(V_e, a_e | V_0, s, c_e): losses to train, events to act.
+"""A small World Action Model p(V_e, a_e | V_0, s, c_e): losses to train, events to act.
 
-WALL-WM (arXiv 2606.01955), event mode, coupled towers. Read `batch.py` for the shapes.
+WALL-WM (arXiv 2606.01955), event mode, coupled towers; `wall.py` is the method whole. Here actions'
+gradients reach the video. Read `batch.py` for the shapes.
 """
 
 from __future__ import annotations
