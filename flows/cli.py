@@ -249,7 +249,7 @@ def _run_flow(
     with server.reached(shared, until_exit=True):
         from flows.retrain import build
 
-        said = {name: {k: sections[name][k] for k in values} for name, values in changes.items()}
+        said = {n: {k: values.at(sections[n], k) for k in names} for n, names in changes.items()}
         flow = build(project, said)
         summary = flow(revision=revision, name=name, runner=runner, **sections)
     _show(json.dumps(summary, indent=2), None if as_json else _summary(summary))

@@ -156,13 +156,22 @@ def unknown(known: Mapping[str, Any], changes: Changes) -> list[str]:
     return lines
 
 
-def _put(values: Any, path: str, value: Any) -> None:
-    """Set one value of a section in place; names within a mapping may hold dots themselves."""
+def at(section: Mapping[str, Any], path: str) -> Any:
+    """One value of a section, as `parse` and `apply` name it."""
+    found, name = _place(section, path)
+    return found[name]
+
+
+def _put(section: Any, path: str, value: Any) -> None:
+    """Set one value of a section in place."""
+    found, name = _place(section, path)
+    found[name] = value
+
+
+def _place(values: Any, path: str) -> tuple[Any, str]:
+    """The mapping that holds a value, and its name there; a name may hold dots itself."""
     outer = next((n for n in values if path.startswith(f"{n}.") and path not in values), None)
-    if outer is None:
-        values[path] = value
-    else:
-        _put(values[outer], path.removeprefix(f"{outer}."), value)
+    return (values, path) if outer is None else _place(values[outer], path[len(outer) + 1 :])
 
 
 def _names(values: Mapping[str, Any]) -> Iterator[str]:

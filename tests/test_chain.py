@@ -27,6 +27,7 @@ SMALL = {
     "sampling.draws": 640,
     "pretraining.batch_size": 32,
     "pretraining.checkpoint_every": 8,
+    "pretraining.full.dct_weight": 0.5,
     "trials.trials_per_task": 1,
     "trials.max_trial_s": 0.4,
 }

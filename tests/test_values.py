@@ -70,6 +70,7 @@ def test_a_nested_value_is_set_alone(tmp_path: Path) -> None:
     assert values.chosen(robots, values.parse(["own.frames.arm.v2=3"])) == {
         "own": {"frames": {"arm": 1, "arm.v2": 3}}
     }
+    assert [values.at(robots["own"], f"frames.{name}") for name in ("arm", "arm.v2")] == [1, 2]
     refined = values.chosen(form, {"segmentation": {"refinement.pictures": 12}})["segmentation"]
     assert refined.refinement.pictures == 12
     with pytest.raises(UserError, match=r"segmentation\.refinement\.pictures.*got 1"):
