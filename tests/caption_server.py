@@ -34,6 +34,7 @@ class Server:
 class Handler(BaseHTTPRequestHandler):
     server_state: Server
     lock: threading.Lock
+    counted = False
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -42,6 +43,7 @@ class Handler(BaseHTTPRequestHandler):
             about = {"path": self.path, "headers": dict(self.headers), "time_s": time.monotonic()}
             state.seen.append(about | {"body": body})
             state.at_once += 1
+            self.counted = True
             state.most_at_once = max(state.most_at_once, state.at_once)
             act = state.acts.pop(0) if state.acts else state.usual
         try:
@@ -49,10 +51,16 @@ class Handler(BaseHTTPRequestHandler):
         except (BrokenPipeError, ConnectionResetError):
             pass  # the client went away
         finally:
-            with self.lock:
-                state.at_once -= 1
+            self._ends()
+
+    def _ends(self) -> None:
+        """It counts no longer: before the client has all of the answer, and asks the next."""
+        with self.lock:
+            self.server_state.at_once -= self.counted
+            self.counted = False
 
     def answer(self, status: int, content: bytes, **headers: str) -> None:
+        self._ends()
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name.replace("_", "-"), value)

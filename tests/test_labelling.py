@@ -190,7 +190,7 @@ def test_people_correct_by_keyboard_and_other_parameters_keep_it(
     events, words = lines(project / corrections.EVENTS), lines(project / corrections.CAPTIONS)
     for row in (*events, *words):
         assert row.pop("author") == "Ada Lovelace" and row.pop("episode_id") == "0" * 20
-        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", row["time"])
+        assert re.fullmatch(r"20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", row["time"])
     assert [row.pop("time") for row in events] == sorted(row["time"] for row in lines(
         project / corrections.EVENTS))  # fmt: skip
     split, moved, ends = pytest.approx(0.3), pytest.approx(0.75), cuts
