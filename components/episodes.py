@@ -291,10 +291,21 @@ class _LeRobot:
         )
         if self._data is None or self._data[0] != name:
             table = pq.ParquetFile(self.root / name).read(columns=SIGNALS).combine_chunks()
-            self._data = (name, table, table["episode_index"].to_numpy())
+            self._data = (name, table, _ascending(table["episode_index"].to_numpy(), name))
         _, table, of = self._data
         first, last = np.searchsorted(of, [index, index + 1])
         return table.slice(first, last - first)
+
+
+def _ascending(of: npt.NDArray[np.int64], name: str) -> npt.NDArray[np.int64]:
+    """The same numbers of episodes, one of each row. DataError where one falls."""
+    if (falls := np.flatnonzero(np.diff(of) < 0)).size:
+        row = int(falls[0]) + 1
+        raise DataError(
+            f"{name}: row {row}: expected episode_index {of[row - 1]} or more, got {of[row]}; "
+            "episodes must stand one after the other. Run ingestion again."
+        )
+    return of
 
 
 def _placed(path: Path) -> pa.Table:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 
 from models.action_tower import ActionShape
-from models.draws import Coupling
 from models.wall_shape import WallShape, Weights
 from models.wan import VideoShape
 from models.windows import PATCH, Window
@@ -74,40 +73,32 @@ def _wan(
     )  # fmt: skip
 
 
-def _small(
-    video: VideoShape, action: ActionShape, coupling: Coupling, latent_hz: float, max_frames: int,
-    max_steps: int,
-) -> WallShape:  # fmt: skip
-    return WallShape(
-        video=video, action=action, coupling=coupling, weights=WEIGHTS, video_share=0.0, shift=1.0,
-        latent_hz=latent_hz, max_frames=max_frames, max_steps=max_steps,
-    )  # fmt: skip
-
-
-TINY = _small(
-    VideoShape(
+TINY = WallShape(
+    video=VideoShape(
         heads=4, head_width=8, depth=2, feed_width=128, latent_channels=4, text_width=12,
         time_width=64, cameras=4,
     ),
-    ActionShape(
+    action=ActionShape(
         heads=4, head_width=8, state_width=32, action_width=16, embodiments=4, prediction="v",
         patch_steps=1,
     ),
-    "symmetric", latent_hz=4.0, max_frames=9, max_steps=128,
+    coupling="symmetric", weights=WEIGHTS, video_share=0.0, shift=1.0, latent_hz=4.0, max_frames=9,
+    max_steps=128,
 )  # fmt: skip
 # At 80 Hz a step is 12.5 ms, so a token is 0.1 s; a frame a second and rows of four keep what is
 # computed for nothing small. The video tower is the narrower: within minutes it learns little that
 # actions can use, while its price is paid for every patch (LOG.md).
-DEMO = _small(
-    VideoShape(
+DEMO = WallShape(
+    video=VideoShape(
         heads=4, head_width=24, depth=4, feed_width=384, latent_channels=192, text_width=384,
         time_width=64, cameras=8,
     ),
-    ActionShape(
+    action=ActionShape(
         heads=4, head_width=32, state_width=64, action_width=48, embodiments=16, prediction="v",
         patch_steps=8,
     ),
-    "asymmetric", latent_hz=1.0, max_frames=4, max_steps=256,
+    coupling="asymmetric", weights=WEIGHTS, video_share=0.0, shift=1.0, latent_hz=1.0, max_frames=4,
+    max_steps=256,
 )  # fmt: skip
 
 PRESETS = {

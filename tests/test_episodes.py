@@ -8,11 +8,14 @@ from typing import Any
 
 import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from components import episodes
-from components.episodes import Clip
+from components.episodes import Clip, Episodes
 from components.errors import DataError
+from tests import made_training
 
 FPS, LENGTH = 20, 120
 H264 = {"g": "12", "bf": "3", "crf": "20", "threads": "1", "preset": "veryfast"}
@@ -148,3 +151,13 @@ def test_damaged_videos_end_in_frames_or_in_one_clear_error(video: Path, tmp_pat
         except DataError:
             refused += 1
     assert refused > 0
+
+
+def test_rows_out_of_order_are_one_clear_error(tmp_path: Path) -> None:
+    made_training.write(tmp_path)
+    (path,) = (tmp_path / "episodes/arm/data").rglob("*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table.slice(30), table.slice(0, 30)]), path)
+    whole = Episodes(tmp_path / "episodes")
+    with pytest.raises(DataError, match=r"file-000\.parquet: row \d+: expected episode_index"):
+        whole[whole.ids[0]]
