@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from components.encoders import pretrained
 from components.errors import UserError
 from components.outputs import sha256
-from components.weights import weights
+from components.weights import Weights, weights
 from models.staircase import Remembered
 
 READ = (".json", ".jinja", ".txt", ".model")  # beside weights, what transformers reads of a folder
@@ -83,7 +83,10 @@ class Backbone:
     @property
     def sizes(self) -> tuple[int, int, int, int]:
         """Attention layers, heads, heads of keys and width of a head."""
-        text = self._loaded[0].language_model.config
+        from transformers import AutoConfig
+
+        folder = _source(self.folder).folder
+        text = AutoConfig.from_pretrained(folder, local_files_only=True).get_text_config()
         depth = text.layer_types.count("full_attention")
         return depth, text.num_attention_heads, text.num_key_value_heads, text.head_dim
 
@@ -166,13 +169,17 @@ def _loaded(kind: Any, folder: Path, device: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    return pretrained(kind, _source(folder)).to(device)
+
+
+def _source(folder: Path) -> Weights:
     source = weights(folder)
     if source.config.get("model_type") not in ("qwen3_5", "qwen3_5_text"):
         raise UserError(
             f"{folder}/config.json: model_type: expected qwen3_5, got "
             f"{source.config.get('model_type')}; the staircase is attached to a Qwen3.5."
         )
-    return pretrained(kind, source).to(device)
+    return source
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -155,9 +155,10 @@ def load_wan(tower: WanTower, source: Weights) -> dict[str, str]:
     return source.digests()
 
 
-def load_all(model: nn.Module, path: Path) -> None:
+def load_all(model: nn.Module, path: Path, besides: tuple[str, ...] = ()) -> None:
     """One of our files of weights into a model of the same sizes, whole or not at all.
 
+    Parameters whose names begin with one of `besides` are no part of it, on either side.
     DataError, before the first number is copied, for a file that is none, for parameters that are
     missing, unknown or misshapen, and for NaN.
     """
@@ -165,10 +166,13 @@ def load_all(model: nn.Module, path: Path) -> None:
     from safetensors.torch import load_file
 
     try:
-        found = load_file(path)
+        every = load_file(path)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: expected a safetensors file, got: {error}") from error
-    parameters: dict[str, Tensor] = dict(model.named_parameters())
+    found = {n: t for n, t in every.items() if not n.startswith(besides)}
+    parameters: dict[str, Tensor] = {
+        n: p for n, p in model.named_parameters() if not n.startswith(besides)
+    }
     problems = [f"{n}: missing" for n in sorted(parameters.keys() - found.keys())]
     problems += [f"{n}: unknown" for n in sorted(found.keys() - parameters.keys())]
     problems += [

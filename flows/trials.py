@@ -43,6 +43,7 @@ CODE = (  # what acts and what serves, with all that they import (tests/test_gra
     "components/outputs.py",
     "components/packets.py",
     "components/params.py",
+    "components/reasoning.py",
     "components/records.py",
     "components/sentences.py",
     "components/sight.py",

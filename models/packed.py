@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from models.draws import Chances, Draw, collate_draws, draw
-from models.rows import Rows, collate, evenly
+from models.rows import Rows, collate, evenly, lined_up
+from models.staircase import Remembered, Thoughts
 from models.windows import Limits, Window
 
 
@@ -21,6 +22,7 @@ class Packed:
     windows: Sequence[Window]
     placed: Sequence[Sequence[int]]  # which windows share a row
     chances: Chances
+    thoughts: Thoughts | None = None
 
     @staticmethod
     def of(windows: Sequence[Window], limits: Limits, chances: Chances) -> Packed:
@@ -29,14 +31,21 @@ class Packed:
         placed = evenly(frames, steps, limits.max_frames)
         return Packed(collate(windows, limits, placed), windows, placed, chances)
 
+    def thinking(self, prompt: Remembered, of: Sequence[int]) -> Packed:
+        """The same, with the number of each window's prompt, or -1 where it keeps its text."""
+        number = [[torch.tensor([of[i]]) for i in row] for row in self.placed]
+        return replace(self, thoughts=Thoughts(prompt, lined_up(number, 0, fill=-1)))
+
     def to(self, device: torch.device) -> Packed:
         """The same, its rows on another device."""
-        return replace(self, rows=self.rows.to(device))
+        thoughts = self.thoughts.to(device) if self.thoughts else None
+        return replace(self, rows=self.rows.to(device), thoughts=thoughts)
 
-    def with_noise(self, random: torch.Generator) -> tuple[Rows, Draw]:
+    def with_noise(self, random: torch.Generator) -> tuple[Rows, Draw, Thoughts | None]:
         """What the model's `losses` reads. Noise follows the windows' order, not their packing."""
         drawn = [draw(window, self.chances, random) for window in self.windows]
-        return self.rows, collate_draws(drawn, self.placed).to(self.rows.latents.device)
+        noise = collate_draws(drawn, self.placed).to(self.rows.latents.device)
+        return self.rows, noise, self.thoughts
 
     @property
     def packing(self) -> Tensor:

@@ -74,12 +74,7 @@ class Reasons:
 
     def to(self, device: torch.device) -> Reasons:
         """The same batch on another device."""
-        keys, values, *rest = self.prompt
-        prompt = Remembered(
-            [k.to(device) for k in keys], [v.to(device) for v in values],
-            *(tensor.to(device) for tensor in rest),
-        )  # fmt: skip
-        return Reasons(prompt, self.text.to(device), self.mask.to(device))
+        return Reasons(self.prompt.to(device), self.text.to(device), self.mask.to(device))
 
 
 @dataclass(frozen=True)

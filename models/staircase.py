@@ -34,6 +34,25 @@ class Remembered(NamedTuple):
     cos: Tensor  # (B, R) of the position after the prompt, where all stairs stand; R <= W
     sin: Tensor  # (B, R)
 
+    def to(self, device: torch.device) -> Remembered:
+        """The same on another device."""
+        keys, values, *rest = self
+        return Remembered(
+            [k.to(device) for k in keys], [v.to(device) for v in values],
+            *(tensor.to(device) for tensor in rest),
+        )  # fmt: skip
+
+
+class Thoughts(NamedTuple):
+    """Prompts whose states stand where the words of windows would, in unified mode."""
+
+    prompt: Remembered
+    of: Tensor  # (B, E) int64, which prompt is a window's; -1 where it keeps its own text
+
+    def to(self, device: torch.device) -> Thoughts:
+        """The same on another device."""
+        return Thoughts(self.prompt.to(device), self.of.to(device))
+
 
 @dataclass(frozen=True)
 class StairShape:
@@ -144,6 +163,16 @@ class Staircase(nn.Module):
         """States (B, K, D) -> text side (B, K, X) for `Window.text`."""
         out: Tensor = self.to_text(states)
         return out
+
+    def told(self, text: Tensor, thoughts: Thoughts) -> Tensor:
+        """The text side (B, E, L, X) of rows, its first K tokens of windows that think the states.
+
+        Differentiable: what the actions lack, the branch learns (WALL-WM, unified mode).
+        """
+        said = self.text_side(self(thoughts.prompt))[thoughts.of.clamp(min=0)].type_as(text)
+        thinks = (thoughts.of >= 0)[..., None, None]
+        first, rest = text[:, :, : said.shape[2]], text[:, :, said.shape[2] :]
+        return torch.cat([torch.where(thinks, said, first), rest], dim=2)
 
     def _check(self, prompt: Remembered) -> None:
         expected = (self.shape.depth, self.shape.key_heads, self.shape.head_width)

@@ -18,7 +18,7 @@ training and acting see the same input.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,7 @@ from models.draws import Draw
 from models.flow_matching import velocity, weighted_mean
 from models.rows import Rows, of_event
 from models.schedule import anchor
+from models.staircase import Staircase, Thoughts
 from models.wall_shape import WallShape
 from models.wan import WanTower, fold
 
@@ -47,7 +48,7 @@ class Losses:
 
 
 class WallModel(nn.Module):
-    """Video tower and action tower of equal depth."""
+    """Video tower and action tower of equal depth; in unified mode a staircase may lead to both."""
 
     terms = ("action", "video", "left", "dct", "done")  # of its Losses, beside their total
 
@@ -62,11 +63,18 @@ class WallModel(nn.Module):
             shape.video.text_width,
             shape.video.cameras,
         )
+        self.staircase = Staircase(shape.staircase) if shape.staircase else None
         if shape.coupling == "asymmetric" and not shape.video_share:
             self.video.requires_grad_(False)
 
-    def losses(self, rows: Rows, draw: Draw) -> Losses:
-        """Losses of both towers, of the DCT of the action's error, and of where the event ends."""
+    def losses(self, rows: Rows, draw: Draw, thoughts: Thoughts | None = None) -> Losses:
+        """Losses of both towers, of the DCT of the action's error, and of where the event ends.
+
+        `thoughts` are for a model with a staircase, whose states they become.
+        """
+        if thoughts is not None:
+            assert self.staircase is not None
+            rows = replace(rows, text=self.staircase.told(rows.text, thoughts))
         zero = rows.latents.new_zeros(())
         if self.shape.coupling == "asymmetric":
             features = self.at_anchor(rows, draw.noise)

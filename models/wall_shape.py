@@ -7,6 +7,7 @@ from typing import Any
 
 from models.action_tower import ActionShape
 from models.draws import Coupling
+from models.staircase import StairShape
 from models.wan import VideoShape
 from models.windows import Limits
 
@@ -35,6 +36,7 @@ class WallShape:
     latent_hz: float  # latent frames a second of an event
     max_frames: int  # latent frames of a row
     max_steps: int  # control steps of an event
+    staircase: StairShape | None = None  # of a model that acts on its states (unified mode)
 
     def as_dict(self) -> dict[str, Any]:
         """For config.json; `from_dict` is its inverse."""
@@ -43,8 +45,11 @@ class WallShape:
     @staticmethod
     def from_dict(value: dict[str, Any]) -> WallShape:
         """The inverse of `as_dict`."""
-        parts = {"video": VideoShape, "action": ActionShape, "weights": Weights}
-        return WallShape(**{k: parts[k](**v) if k in parts else v for k, v in value.items()})
+        parts = {
+            "video": VideoShape, "action": ActionShape, "weights": Weights, "staircase": StairShape,
+        }  # fmt: skip
+        given = {k: v for k, v in value.items() if v is not None}
+        return WallShape(**{k: parts[k](**v) if k in parts else v for k, v in given.items()})
 
     @property
     def limits(self) -> Limits:

@@ -534,7 +534,7 @@ def test_data_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
     info["embodiments"][4]["state_names"] = ["x"] * 33
     info["embodiment_ids"] = ["earlier", *(r["name"] for r in info["embodiments"])]
     with pytest.raises(UserError) as failure:
-        full.check(info, config())  # the view asks before anything is decoded
+        full.check(info, config(), {})  # the view asks before anything is decoded
     for said in (
         "cameras: expected at most 4, got 5", "embodiments: expected at most 4, got 6",
         "state of r4: expected at most 32, got 33",
@@ -547,14 +547,14 @@ def test_chunks_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
     sizes = full.preset(config()).shape
     longest_s = sizes.max_steps / info["embodiments"][0]["fps"]
     fits = {"windows": "chunk", "chunk_s": longest_s, "history_frames": sizes.max_frames - 2}
-    full.check(info, config(fits))
-    full.check(info, config({"chunk_s": 2 * longest_s}))  # no chunks
+    full.check(info, config(fits), {})
+    full.check(info, config({"chunk_s": 2 * longest_s}), {})  # no chunks
     for more, said in (
         ({"chunk_s": 2 * longest_s}, f"steps of chunk_s .* at most {sizes.max_steps}, got"),
         ({"history_frames": sizes.max_frames - 1}, "history_frames: expected at most"),
     ):
         with pytest.raises(UserError, match=said):
-            full.check(info, config(fits | more))
+            full.check(info, config(fits | more), {})
 
 
 def test_validation_is_no_larger_than_what_a_rank_trains_on(folder: Path) -> None:

@@ -15,8 +15,10 @@ from components.encoders import Cache, PictureCodec, TextEncoder
 from components.errors import UserError
 from components.pretraining.initial import Initial
 from components.pretraining.stage import Config
+from components.reasoning import Backbone
 from models.draws import Chances, Coupling
 from models.presets import PRESETS, Preset
+from models.staircase import StairShape
 from models.wall import WallModel
 from models.wall_shape import WallShape, Weights
 
@@ -45,6 +47,35 @@ def device(config: Config) -> str:
 
 def _at(initial: Initial, part: str) -> Path | None:
     return Path(initial[part]["from"]) if part in initial else None
+
+
+def language_models(config: Config) -> tuple[str, ...]:
+    """The parts of `inputs/init.json` that a training cannot do without."""
+    if config.full.stage == "staircase":
+        return ("vlm", "lm")
+    return ("vlm",) if config.full.words == "staircase" else ()
+
+
+def backbone(config: Config, initial: Initial) -> Backbone:
+    """The large language model that was declared."""
+    return Backbone(Path(initial["vlm"]["from"]), device(config))
+
+
+def stairs(config: Config, initial: Initial) -> StairShape:
+    """What the large language model and the text side bring and the run chooses.
+
+    UserError where they do not fit.
+    """
+    values = config.full.staircase
+    depth, heads, key_heads, head_width = backbone(config, initial).sizes
+    try:
+        return StairShape(
+            width=values.width, heads=heads, key_heads=key_heads, head_width=head_width,
+            feed_width=4 * values.width, depth=depth, relay_depth=values.relay_depth,
+            stairs=len(values.levels), text_width=text_encoder(config, initial).width,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"pretraining.full.staircase: {error}") from None
 
 
 def cache() -> Cache:
@@ -88,6 +119,7 @@ def shape(config: Config, initial: Initial) -> WallShape:
             video=f.video_weight, tube=f.tube_weight, dct=f.dct_weight, left=f.left_weight,
             done=f.done_weight,
         ),
+        staircase=stairs(config, initial) if f.words == "staircase" else None,
     )  # fmt: skip
 
 
@@ -113,15 +145,26 @@ def model(config: Config, initial: Initial) -> WallModel:
 
 
 def freeze(made: WallModel, stage: str) -> None:
-    """Leave only the parts that a stage of the recipe trains."""
+    """Leave only the parts that a stage of the recipe trains, and what a model thinks."""
     for name, parameter in made.named_parameters():
         tower, *inside = name.split(".")
         words = stage == "text" and bool(READS_WORDS & set(inside))
-        parameter.requires_grad_(stage in ("joint", tower) or words)
+        parameter.requires_grad_(stage in ("joint", tower) or tower == "staircase" or words)
 
 
-def check(info: dict[str, Any], config: Config) -> None:
-    """UserError that lists everything in data and windows for which the preset has no room."""
+def check(info: dict[str, Any], config: Config, initial: Initial) -> None:
+    """UserError for language models that are not declared, or for what has no room in the preset.
+
+    Everything in data and windows that does not fit is listed.
+    """
+    if missing := [part for part in language_models(config) if part not in initial]:
+        wanted = "stage" if config.full.stage == "staircase" else "words"
+        raise UserError(
+            f"inputs/init.json: {' and '.join(missing)}: expected folders of a Qwen3.5 for "
+            f"pretraining.full.{wanted} staircase, got none; `python -m "
+            f"components.pretraining.initial {' '.join(f'{m}=FOLDER' for m in missing)}` declares "
+            "them."
+        )
     limits = preset(config).shape.limits
     robots, f, sizes = info["embodiments"], config.full, preset(config).shape
     chunk_s, history = (f.chunk_s, f.history_frames) if f.windows == "chunk" else (0.0, 0)

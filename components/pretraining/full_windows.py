@@ -19,13 +19,14 @@ from torch import Tensor
 from components import sight
 from components.encoders import FRAMES_PER_LATENT, PatchCodec
 from components.errors import DataError
-from components.pretraining import full
+from components.pretraining import full, reasons
 from components.pretraining.frame_files import Index
 from components.pretraining.stage import Config
 from components.pretraining.windows import Windows
+from components.reasoning import Backbone
 from models.masks import shown
 from models.packed import Packed
-from models.windows import Window
+from models.windows import Window, with_text
 
 TEXTS = 4096  # encoded sentences that are kept in memory
 
@@ -53,6 +54,8 @@ class FullWindows(Windows):
         self.codec = full.codec(config, self.initial)
         self.encoder, self.cache = full.text_encoder(config, self.initial), full.cache()
         self._text = lru_cache(TEXTS)(self._encoded)
+        thinks = config.full.words == "staircase"
+        self.backbone = full.backbone(config, self.initial) if thinks else None
         self._meet: dict[str, Tensor] = {}
         if config.full.sight_cones != "none":
             reach = config.full.sight_near_m, config.full.sight_far_m
@@ -65,7 +68,8 @@ class FullWindows(Windows):
         limits = self.shape.limits
         windows = []
         for event, at, said in zip(events.tolist(), anchor.tolist(), keep_caption, strict=True):
-            window = self.window(event, self.span(event, at), self.words(event) if said else "")
+            words = self.words(event) if said and self.backbone is None else ""
+            window = self.window(event, self.span(event, at), words)
             try:
                 window.check(limits)
             except ValueError as error:
@@ -75,7 +79,29 @@ class FullWindows(Windows):
                     f"{error}"
                 ) from None
             windows.append(window)
-        return Packed.of(windows, limits, self.chances)
+        if self.backbone is None:
+            return Packed.of(windows, limits, self.chances)
+        return self._thinking(self.backbone, windows, events, anchor, keep_caption)
+
+    def _thinking(
+        self, backbone: Backbone, windows: list[Window], events: Index, anchor: Index,
+        thinks: npt.NDArray[np.bool_],
+    ) -> Packed:  # fmt: skip
+        """Windows that hold silence, and the prompts of those whose words were not dropped.
+
+        One prompt is there in any case, maybe unread, so that every worker has gradients of all.
+        """
+        assert self.shape.staircase
+        silence, states = windows[0].text, self.shape.staircase.stairs
+        tokens, room = max(len(silence), states), silence.new_zeros(states, silence.shape[1])
+        windows = [
+            with_text(window, room if asks else silence, tokens)
+            for window, asks in zip(windows, thinks, strict=True)
+        ]
+        asking = np.flatnonzero(thinks) if thinks.any() else np.zeros(1, np.int64)
+        prompt = reasons.prompts(self, backbone, events[asking], anchor[asking])
+        of = np.where(thinks, thinks.cumsum() - 1, -1)
+        return Packed.of(windows, self.shape.limits, self.chances).thinking(prompt, of.tolist())
 
     def validation(self, most: int = 128) -> Packed | None:  # type: ignore[override]
         """As for the small model, but no more events than one rank trains on in a step."""
@@ -84,7 +110,7 @@ class FullWindows(Windows):
         return found
 
     def words(self, event: int) -> str:
-        """The text side of an event."""
+        """What is said of an event."""
         told: list[str] = self.info["captions" if self.config.full.words == "event" else "tasks"]
         return told[event]
 

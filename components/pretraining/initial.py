@@ -1,12 +1,13 @@
 """What a training starts from: `inputs/init.json`, by digest, so that lineage reaches the weights.
 
     {"video": {"from": "/weights/Wan2.1/transformer", "sha256": {"config.json": "..", ..}},
-     "vae": {..}, "text": {..}, "model": {..}, "vlm": {..}, "lm": {..}}
+     "vae": {..}, "text": {..}, "model": {..}, "vlm": {..}, "lm": {..}, "staircase": {..}}
 
 Every part may be missing; `{}` starts from random numbers, with the offline encoders. `video` is a
 Wan transformer, `vae` its frozen VAE, `text` a folder with UMT5's `text_encoder` and `tokenizer`,
 `model` a checkpoint or a registered version of ours, whose tower of the same sizes goes on. `vlm`
-and `lm` are the large and the small frozen Qwen3.5 of the stage staircase.
+and `lm` are the large and the small frozen Qwen3.5 of the stage staircase; `vlm` and `staircase`,
+that stage's checkpoint, are for a model that acts on its states (words staircase).
 `python -m components.pretraining.initial video=FOLDER ..` prints the file. Safetensors only.
 """
 
@@ -22,7 +23,7 @@ from components.errors import DataError, UserError, WamflowError
 from components.outputs import sha256
 from components.weights import weights
 
-PARTS = ("model", "video", "vae", "text", "vlm", "lm")
+PARTS = ("model", "video", "vae", "text", "vlm", "lm", "staircase")
 Initial = dict[str, dict[str, Any]]  # part -> {"from": address, "sha256": {file: digest}}
 
 
@@ -49,7 +50,7 @@ def read(path: Path) -> Initial:
 
 def listed(part: str, folder: Path) -> dict[str, str]:
     """sha256 of every file that is opened for a part, by its path in the folder."""
-    if part == "model":
+    if part in ("model", "staircase"):
         names = ["config.json", "model.safetensors"]
         if missing := [name for name in names if not (folder / name).is_file()]:
             raise UserError(

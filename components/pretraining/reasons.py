@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from components.errors import UserError
 from components.pretraining import full, starting
 from components.pretraining.frame_files import Index
 from components.pretraining.initial import Initial
@@ -22,19 +21,7 @@ from components.pretraining.stage import Config
 from components.pretraining.windows import Windows
 from components.reasoning import Backbone, SmallModel
 from models.reasoner import Reasoner, ReasonerShape, Reasons
-from models.staircase import StairShape
-
-MODELS = ("vlm", "lm")
-
-
-def check(initial: Initial) -> None:
-    """UserError unless both language models are declared."""
-    if missing := [part for part in MODELS if part not in initial]:
-        raise UserError(
-            f"inputs/init.json: {' and '.join(missing)}: expected folders of a Qwen3.5 for "
-            "pretraining.full.stage staircase, got none; `python -m "
-            "components.pretraining.initial vlm=FOLDER lm=FOLDER` declares them."
-        )
+from models.staircase import Remembered
 
 
 class ReasonWindows(Windows):
@@ -43,26 +30,14 @@ class ReasonWindows(Windows):
     def __init__(self, folder: Path, config: Config) -> None:
         super().__init__(folder, config)
         self.initial: Initial = self.info["initial"]
-        check(self.initial)
-        device = full.device(config)
-        vlm, lm = (Path(self.initial[part]["from"]) for part in MODELS)
-        self.backbone, self.small = Backbone(vlm, device), SmallModel.of(lm, device)
+        self.backbone = full.backbone(config, self.initial)
+        self.small = SmallModel.of(Path(self.initial["lm"]["from"]), full.device(config))
 
     @cached_property
     def shape(self) -> ReasonerShape:
         """What the language models bring and the run chooses. UserError where they do not fit."""
-        values = self.config.full.staircase
-        depth, heads, key_heads, head_width = self.backbone.sizes
-        try:
-            stair = StairShape(
-                width=values.width, heads=heads, key_heads=key_heads, head_width=head_width,
-                feed_width=4 * values.width, depth=depth, relay_depth=values.relay_depth,
-                stairs=len(values.levels),
-                text_width=full.text_encoder(self.config, self.initial).width,
-            )  # fmt: skip
-        except ValueError as error:
-            raise UserError(f"pretraining.full.staircase: {error}") from None
-        return ReasonerShape(stair, values.prefix_tokens, self.small.width)
+        stair = full.stairs(self.config, self.initial)
+        return ReasonerShape(stair, self.config.full.staircase.prefix_tokens, self.small.width)
 
     def validation(self, most: int = 128) -> Reasons | None:  # type: ignore[override]
         """As for the small model, but no more events than one rank trains on in a step."""
@@ -73,18 +48,20 @@ class ReasonWindows(Windows):
     def _windows(  # type: ignore[override]  # a batch of the reasoner
         self, events: Index, anchor: Index, keep_caption: npt.NDArray[np.bool_]
     ) -> Reasons:
-        a = self.arrays
-        episode = a["event_episode"][events]
-        places = a["frame_place"][a["first_frame"][episode] + anchor]
-        frames = self.frames.read(episode, places[:, None])[:, 0]  # (B, V, H, W, 3)
-        seen = [
-            list(row[there]) for row, there in zip(frames, a["view_mask"][episode], strict=True)
-        ]
-        tasks, texts = self.info["tasks"], self.info["reasons"]
-        prompt = self.backbone.remember(seen, [tasks[e] for e in events.tolist()])
-        said = [texts[e] for e in events.tolist()]
+        prompt = prompts(self, self.backbone, events, anchor)
+        said = [self.info["reasons"][e] for e in events.tolist()]
         ids, mask = self.small.tokens(said, self.config.full.staircase.text_tokens)
         return Reasons(prompt, ids, mask)
+
+
+def prompts(windows: Windows, backbone: Backbone, events: Index, anchor: Index) -> Remembered:
+    """What the large language model keeps of pictures at the anchors, and of tasks' sentences."""
+    a = windows.arrays
+    episode = a["event_episode"][events]
+    places = a["frame_place"][a["first_frame"][episode] + anchor]
+    frames = windows.frames.read(episode, places[:, None])[:, 0]  # (B, V, H, W, 3)
+    seen = [list(row[there]) for row, there in zip(frames, a["view_mask"][episode], strict=True)]
+    return backbone.remember(seen, [windows.info["tasks"][e] for e in events.tolist()])
 
 
 def model(windows: ReasonWindows) -> Reasoner:

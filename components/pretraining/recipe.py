@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field, model_validator
 
 
 class StairsConfig(BaseModel, frozen=True, extra="forbid"):
-    """Values of the stage staircase; the rest of its sizes are those of its language models."""
+    """Of the staircase; the rest of its sizes are those of its language models."""
 
     width: int = Field(ge=8, description="Width of the staircase's states.")
     relay_depth: int = Field(
@@ -57,8 +57,9 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
     )
     chunk_s: float = Field(gt=0, description="Length of a chunk, seconds.")
     history_frames: int = Field(ge=0, description="Latent frames before the anchor, in chunks.")
-    words: Literal["event", "task"] = Field(
-        description="The text side: the event's caption, or the task's sentence."
+    words: Literal["event", "task", "staircase"] = Field(
+        description="The text side: the event's caption, the task's sentence, or what a language "
+        "model that reads it and sees the pictures makes of them, as states of the staircase."
     )
     codec_px: int = Field(
         ge=1, description="Side of the patch that is one latent pixel, where no VAE is given."
@@ -80,7 +81,7 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
     dct_weight: float = Field(ge=0, description="Of the loss against jitter; 0 switches it off.")
     left_weight: float = Field(ge=0, description="Of the loss of the seconds left.")
     done_weight: float = Field(ge=0, description="Of the loss of the part that is done.")
-    staircase: StairsConfig = Field(description="Of the stage staircase.")
+    staircase: StairsConfig = Field(description="Of stage staircase and of words staircase.")
 
     @model_validator(mode="after")
     def _parts_fit(self) -> FullConfig:
@@ -100,9 +101,14 @@ class FullConfig(BaseModel, frozen=True, extra="forbid"):
                 f"event windows begin at their anchor, so history_frames must be 0, got "
                 f"{self.history_frames}"
             )
-        if self.windows == "event" and self.words == "task":
+        if self.windows == "event" and self.words != "event":
             raise ValueError(
-                "a task's sentence does not say which event ends, so words task needs windows "
-                "chunk, got event"
+                f"a task's sentence does not say which event ends, so words {self.words} needs "
+                "windows chunk, got event"
+            )
+        if self.stage == "video" and self.words == "staircase":
+            raise ValueError(
+                "the video tower learns from sentences, so stage video needs words event or task, "
+                "got staircase"
             )
         return self

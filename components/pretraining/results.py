@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from components import records
 from components.outputs import write_json
 from components.pretraining import initial as initial_weights
-from components.pretraining import placement, reasons
+from components.pretraining import placement
 from components.pretraining.stage import Report
 from components.pretraining.training import SKIPPED, Training
 from models.muon import split
@@ -117,7 +117,7 @@ def _event_plans(training: Training) -> dict[str, list[str]]:
     """What an agent names one after the other: events or, for a model of whole tasks, the task."""
     plans: dict[str, list[str]] = training.windows.info["event_plans"]
     config = training.config
-    whole = config.preset != "small" and config.full.words == "task"
+    whole = config.preset != "small" and config.full.words != "event"
     return {task: [task] for task in plans} if whole else plans
 
 
@@ -129,16 +129,17 @@ def _encoders(training: Training) -> dict[str, Any]:
     small = {"text_encoder": {"package": sentences.PACKAGE, "sha256": sentences.DIGEST}}
     if config.preset == "small":
         return small
-    if config.full.stage == "staircase":
-        declared = initial_weights.digests(initial)
-        return {"encoders": {part: declared[part] for part in reasons.MODELS}}
     from components.pretraining import full
 
+    declared = initial_weights.digests(initial)
+    models = {part: declared[part] for part in full.language_models(config)}
+    if config.full.stage == "staircase":
+        return {"encoders": models}
     text = full.text_encoder(config, initial)
     return {
         **({} if "text" in initial else small),
         "text_tokens": full.preset(config).text_tokens,
-        "encoders": {"vae": full.codec(config, initial).digest, "text": text.digest},
+        "encoders": {"vae": full.codec(config, initial).digest, "text": text.digest} | models,
     }
 
 

@@ -67,9 +67,9 @@ def build(
         from components.pretraining import full
 
         info = {"cameras": cameras, "embodiments": embodiments, "embodiment_ids": robots}
-        full.check(info, config)
+        full.check(info, config, initial or {})
     texts, features = _captions(captions, table)
-    reasons = _reasons(captions, table, config, initial or {})
+    reasons = _reasons(captions, table, config)
     normalisation = quantiles(loaded)
     first = np.cumsum([0] + [len(episode) for episode in loaded])
     rows = {episode_id: row for row, episode_id in enumerate(ids)}
@@ -102,7 +102,7 @@ def build(
     if config.preset != "small" and config.full.stage != "staircase":
         from components.pretraining import full
 
-        said = texts if config.full.words == "event" else tasks
+        said = {"event": texts, "task": tasks, "staircase": []}[config.full.words]
         full.keep_words(config, initial or {}, said)
     np.savez(folder / "arrays.npz", allow_pickle=False, **arrays)
     write_json(
@@ -149,15 +149,10 @@ def _captions(captions: Path, plan: pa.Table) -> tuple[list[str], npt.NDArray[np
     return texts, embed(texts)
 
 
-def _reasons(
-    captions: Path, plan: pa.Table, config: Config, initial: Initial
-) -> list[list[str]]:  # fmt: skip
+def _reasons(captions: Path, plan: pa.Table, config: Config) -> list[list[str]]:
     """What the stairs say of each planned event; nothing where no stage trains a staircase."""
     if config.preset == "small" or config.full.stage != "staircase":
         return []
-    from components.pretraining import reasons
-
-    reasons.check(initial)
     table = records.read(captions / "captions.parquet", records.CAPTIONS)
     told = {(row["event_id"], row["level"]): row["text"] for row in table.to_pylist()}
     wanted = [(e, level) for e in plan["event_id"].to_pylist() for level in _levels(config)]

@@ -1,7 +1,7 @@
 """The full model of `models/wall.py` as what a policy asks; see `models/acting.py`.
 
 Event mode executes until the model says that the event ends. Unified mode executes a chunk of fixed
-length; the words may be the task's.
+length; the words may be the task's, and a language model with a staircase may think about them.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from components import encoders, sight
 from components.errors import DataError, UserError
+from components.reasoning import Backbone, files
 from components.serving.asked import Asked, Expected, Told
 from components.weights import load_all
 from models.acting import Chunk, Plan, plan
@@ -55,11 +57,14 @@ class FullModel:
         if self.values.get("sight_cones") == "always":
             reach = self.values["sight_near_m"], self.values["sight_far_m"]
             self.meet = sight.meeting(config, self.codec.side_px, *reach)
+        self.backbone = _backbone(checkpoint, config) if self.shape.staircase else None
         self._texts: dict[str, Tensor] = {}
 
     def remember(self, texts: Sequence[str]) -> None:
-        """Encode sentences before anybody waits for them."""
-        if texts:
+        """Encode sentences, or load the model that thinks, before anybody waits for it."""
+        if texts and self.backbone:
+            self.backbone.remember([[]] * len(texts), texts)
+        elif texts:
             self._texts |= dict(zip(texts, self.encoder.encode(list(texts)), strict=True))
 
     def plan(self, asked: Asked) -> Told:
@@ -104,9 +109,7 @@ class FullModel:
         there = torch.tensor([picture is not None for picture in asked.pictures])
         black = torch.full((1 + self.history, 3, size, size), -1.0)
         pictures = torch.stack([black if p is None else p for p in asked.pictures])
-        if asked.words not in self._texts:
-            self.remember([asked.words])
-        text, meet = self._texts[asked.words], self.meet.get(asked.embodiment)
+        text, meet = self._text_side(asked), self.meet.get(asked.embodiment)
         return Window(
             latents=self._latents(pictures.transpose(1, 2)),
             clean=self.clean,
@@ -128,11 +131,40 @@ class FullModel:
             meet=None if meet is None else meet.expand(self.clean, -1, -1),
         )
 
+    @torch.no_grad()
+    def _text_side(self, asked: Asked) -> Tensor:
+        """(L, X): the sentence, or what the model thinks of it before what is seen now."""
+        if self.backbone is None:
+            if asked.words not in self._texts:
+                self.remember([asked.words])
+            return self._texts[asked.words]
+        assert self.model.staircase
+        seen = [_in_bytes(picture[-1]) for picture in asked.pictures if picture is not None]
+        prompt = self.backbone.remember([seen], [asked.words])
+        return self.model.staircase.text_side(self.model.staircase(prompt))[0]
+
     def _latents(self, pictures: Tensor) -> Tensor:
         """Pictures (V, 3, N, S, S) -> (V, C, clean, h, w), as in training."""
         if isinstance(self.codec, encoders.PatchCodec):
             return self.codec.stills(pictures)
         return self.codec.encode(pictures)
+
+
+def _backbone(checkpoint: Path, config: dict[str, Any]) -> Backbone:
+    """The language model whose prompts the staircase reads; DataError for another one."""
+    folder = Path(config["initial"]["vlm"]["from"])
+    expected, got = config["encoders"]["vlm"], files(folder)
+    if wrong := sorted(n for n in expected.keys() | got.keys() if expected.get(n) != got.get(n)):
+        raise DataError(
+            f"{checkpoint}/config.json: vlm: expected the language model that the staircase was "
+            f"trained on; {folder} differs in {', '.join(wrong)}; bring its files back."
+        )
+    return Backbone(folder)
+
+
+def _in_bytes(picture: Tensor) -> npt.NDArray[np.uint8]:
+    """(3, S, S) in -1..1 -> (S, S, 3), as it was sent."""
+    return ((picture.movedim(0, -1) + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def _shape(checkpoint: Path, config: dict[str, Any]) -> WallShape:

@@ -217,7 +217,7 @@ class Run:
         batch = Packed.of(self.held_out(told=told), limits, chances)
         true = Packed.of(self.held_out(told=told, true=True), limits, chances)
         for seed in range(NOISE_DRAWS):
-            rows, drawn = batch.with_noise(torch.Generator().manual_seed(seed))
+            rows, drawn, _ = batch.with_noise(torch.Generator().manual_seed(seed))
             yield rows, true.rows, drawn
 
     def untubed(self) -> Chances:
