@@ -2,12 +2,13 @@
 
 Both train the same model on the same draws. Peak rates are tuned with a seed that is not scored, on
 the grid of powers of two times 0.001, from 0.002 to either side until the loss rises: AdamW's one
-rate for all parameters; Muon's for the hidden matrices, with AdamW at its own best rate for the
-rest. Weight decay, clipping, warmup and averaging are the same. AdamW then trains its `--steps`;
-Muon trains whole schedules of fewer steps (`--shares` of them), since
-WSD's cooldown is part of a training. What is compared is the loss of the averaged weights on fixed
-noise over held-out events where there are some, else over the first batch, so no luck of a last
-batch counts. The figure is the smallest share of the steps whose loss is at most AdamW's.
+rate for all parameters, in `--steps` steps; Muon's for the hidden matrices, with AdamW at its own
+best rate for the rest, in `--tuned-at` of them, since a shorter training may want a higher rate.
+Weight decay, clipping, warmup and averaging are the same. AdamW then trains its `--steps`; Muon
+trains whole schedules of fewer steps (`--shares` of them), since WSD's cooldown is part of a
+training. What is compared is the loss of the averaged weights on fixed noise over held-out events
+where there are some, else over the first batch, so no luck of a last batch counts. The figure is
+the smallest share of the steps whose loss is at most AdamW's.
 """
 
 from __future__ import annotations
@@ -104,11 +105,14 @@ def lowest(loss: Callable[[float], float], start: float = 2e-3) -> tuple[float, 
         tried[near[0]] = loss(near[0])
 
 
-def compare(study: Study, steps: int, seeds: list[int], shares: list[float]) -> dict[str, Any]:
+def compare(
+    study: Study, steps: int, seeds: list[int], shares: list[float], tuned_at: float = 0.7
+) -> dict[str, Any]:
     """All figures; the rates are tuned on a seed after the last scored one."""
     own = max(seeds) + 1
     rest, adamw_grid = lowest(lambda rate: study.loss("adamw", own, steps, rate, rate))
-    hidden, muon_grid = lowest(lambda rate: study.loss("muon", own, steps, rate, rest))
+    fewer = max(1, round(tuned_at * steps))
+    hidden, muon_grid = lowest(lambda rate: study.loss("muon", own, fewer, rate, rest))
     reached, losses = [], []
     for seed in seeds:
         goal = study.loss("adamw", seed, steps, rest, rest)
@@ -127,6 +131,7 @@ def compare(study: Study, steps: int, seeds: list[int], shares: list[float]) -> 
         "adamw_grid": adamw_grid,
         "muon_grid": muon_grid,
         "steps": steps,
+        "muon_tuned_at": tuned_at,
         "losses": losses,
     }
 
@@ -141,6 +146,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="instead of the project's, to be quicker")
     parser.add_argument("--known", type=Path, help="file of losses, to go on with a study")
     parser.add_argument("--shares", type=float, nargs="+", default=[0.4, 0.5, 0.6, 0.7, 0.85, 1.0])
+    parser.add_argument("--tuned-at", type=float, default=0.7, help="share of the steps")
     given = parser.parse_args()
     values = params.load(ROOT / "params.yaml")["pretraining"] | {"processes": 1}
     if given.batch_size:
@@ -155,7 +161,7 @@ def main() -> None:
         view.build(*(given.data / n for n in ("episodes", "captions", "plan")), folder, config)
         seeds = given.seeds if given.seed is None else [given.seed]
         study = Study(folder, config, given.known or Path(name) / "known.jsonl")
-        figures = compare(study, given.steps, seeds, given.shares)
+        figures = compare(study, given.steps, seeds, given.shares, given.tuned_at)
         dist.destroy_process_group()
     print(json.dumps(figures))
 
