@@ -94,6 +94,23 @@ def test_two_robots_and_what_is_not_said_of_them(folder: Path) -> None:
     assert not any(w.embodiment for w in nameless.windows)
 
 
+def test_siblings_differ_in_what_three_commands_mean_and_in_name(folder: Path) -> None:
+    """Nothing else that the model reads tells the second robot from the first."""
+    one, two, nameless = (
+        kind(folder, CONFIG).batch(0, 0, 1)
+        for kind in (ablation_runs.FullWindows, ablation_runs.Siblings,
+                     ablation_runs.SiblingsUnnamed)
+    )  # fmt: skip
+    assert 0 < sum(w.embodiment for w in two.windows) < len(two.windows)
+    assert not any(w.embodiment for w in nameless.windows)
+    for mine, its, bare in zip(one.windows, two.windows, nameless.windows, strict=True):
+        assert torch.equal(its.actions, bare.actions)
+        for name in ("latents", "state", "state_mask", "action_mask", "text"):
+            assert torch.equal(getattr(its, name), getattr(mine, name)), name
+        three = -mine.actions[:, [2, 1, 0]] if its.embodiment else mine.actions[:, :3]
+        assert torch.equal(its.actions, torch.cat([three, mine.actions[:, 3:]], dim=-1))
+
+
 def test_what_is_behind_a_tube_is_compared_with_the_mean_picture(folder: Path) -> None:
     """A model that says the mean picture knows 1 of 1."""
     made = run(folder, Arm({"stage": "video"}))

@@ -22,6 +22,9 @@ what it is for, all of them written down before anything was run.
   do; the video tower frozen, taken from the video setting (10/3 of the steps).
 - Two robots: joint; every second episode is another robot's, with three columns of the four in
   another order and sense, in the same vectors.
+- Two siblings: joint; every second episode is another robot's that looks the same in words, state,
+  masks and pictures, but obeys three of its four commands in another order and sense. Above, the
+  turned state told the robots apart, so their names were not needed.
 - Chunks: unified mode, half a second whatever happens in it; the state knows no speeds.
 
 The DCT loss's default becomes the largest of the weights 1, 3 and 10 that takes something off the
@@ -60,6 +63,8 @@ from tests.benchmarks.ablation_runs import (
     NoMasks,
     OneName,
     Run,
+    Siblings,
+    SiblingsUnnamed,
     TwoRobots,
     anchored,
     changed,
@@ -196,6 +201,9 @@ PARTS: dict[str, Part] = {
         ROBOTS, Arm(windows=NoMasks, truth=TwoRobots), ("error of actions",)
     ),
     "a robot's embedding": Part(ROBOTS, Arm(windows=OneName), ("error of actions",)),
+    "a robot's embedding, siblings": Part(
+        Arm(windows=Siblings), Arm(windows=SiblingsUnnamed), ("error of actions", "action loss")
+    ),
     "history of 2 frames": Part(
         Arm(CHUNK | {"history_frames": 2}), Arm(CHUNK), ("error of actions", "video loss")
     ),

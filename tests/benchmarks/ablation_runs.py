@@ -101,6 +101,29 @@ class OneName(TwoRobots):
         return replace(super().window(event, span, words), embodiment=0)
 
 
+class Siblings(FullWindows):
+    """Every second episode is another robot's that looks the same in all that the model is told.
+
+    Its hand obeys other commands: three action columns in another order and sense.
+    """
+
+    def window(self, event: int, span: Span, words: str) -> Window:
+        """Embodiment 1 keeps the gripper's column and the state."""
+        window = super().window(event, span, words)
+        if self.arrays["event_episode"][event] % 2 == 0:
+            return window
+        actions = torch.cat([-window.actions[:, :3].flip(-1), window.actions[:, 3:]], dim=-1)
+        return replace(window, embodiment=1, actions=actions)
+
+
+class SiblingsUnnamed(Siblings):
+    """The same, and nobody says which robot it is."""
+
+    def window(self, event: int, span: Span, words: str) -> Window:
+        """All are embodiment 0."""
+        return replace(super().window(event, span, words), embodiment=0)
+
+
 def _turned(values: Tensor) -> Tensor:
     out = torch.zeros_like(values)
     out[..., :3] = -values[..., :3].flip(-1)
