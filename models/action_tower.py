@@ -175,7 +175,7 @@ class ActionTower(nn.Module):
         for vectors, steps in ((self.embedding, shape.patch_steps), (self.state, 1)):
             used = USED_COLUMNS * steps  # or what a robot does not have drowns it out
             nn.init.normal_(vectors.weight, std=used**-0.5)
-        nn.init.normal_(self.embodiment.weight, std=0.02)
+        nn.init.normal_(self.embodiment.weight)  # as large as a state's share, or that drowns it
 
     def read(self, rows: Rows, video: list[Tensor]) -> Reading:
         """What all noise draws and denoising steps share.

@@ -46,11 +46,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokens, eos_token="<end>", pad_token="<end>")
 
 
-def write_large(folder: Path) -> Path:
+def write_large(folder: Path, attention_layers: int = 3) -> Path:
     """With a tokenizer and an image processor that leaves pictures as large as they are."""
     torch.manual_seed(0)
+    text = TEXT | {
+        "num_hidden_layers": 2 * attention_layers,
+        "layer_types": ["linear_attention", "full_attention"] * attention_layers,
+    }
     whole = Qwen3_5Config(
-        text_config=TEXT, vision_config=VISION, image_token_id=260, vision_start_token_id=261,
+        text_config=text, vision_config=VISION, image_token_id=260, vision_start_token_id=261,
         vision_end_token_id=262, video_token_id=263,
     )  # fmt: skip
     Qwen3_5ForConditionalGeneration(whole).save_pretrained(folder)

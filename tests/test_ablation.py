@@ -13,8 +13,10 @@ import torch
 import torch.distributed as dist
 
 from components.pretraining import stage, view
+from components.pretraining.full_windows import Span
 from models.packed import Packed
 from models.wan import fold
+from tests import made_windows
 from tests.benchmarks import ablation, ablation_runs
 from tests.benchmarks.ablation_runs import Arm, Run, changed
 from tests.made_training import VALUES, write
@@ -92,6 +94,46 @@ def test_two_robots_and_what_is_not_said_of_them(folder: Path) -> None:
     assert its.action_mask.sum() == 3 and its.state_mask.sum() == 3
     assert bare.windows[second[0]].action_mask.all() and bare.windows[second[0]].embodiment == 1
     assert not any(w.embodiment for w in nameless.windows)
+
+
+def test_siblings_differ_in_what_three_commands_mean_and_in_name(folder: Path) -> None:
+    """Nothing else that the model reads tells the second robot from the first."""
+    one, two, nameless = (
+        kind(folder, CONFIG).batch(0, 0, 1)
+        for kind in (ablation_runs.FullWindows, ablation_runs.Siblings,
+                     ablation_runs.SiblingsUnnamed)
+    )  # fmt: skip
+    assert 0 < sum(w.embodiment for w in two.windows) < len(two.windows)
+    assert not any(w.embodiment for w in nameless.windows)
+    for mine, its, bare in zip(one.windows, two.windows, nameless.windows, strict=True):
+        assert torch.equal(its.actions, bare.actions)
+        for name in ("latents", "state", "state_mask", "action_mask", "text"):
+            assert torch.equal(getattr(its, name), getattr(mine, name)), name
+        three = -mine.actions[:, [2, 1, 0]] if its.embodiment else mine.actions[:, :3]
+        assert torch.equal(its.actions, torch.cat([three, mine.actions[:, 3:]], dim=-1))
+
+
+def test_a_state_or_a_picture_is_kept_back(folder: Path) -> None:
+    """And nothing else of the window."""
+    one, stateless, late = (
+        kind(folder, CONFIG).batch(0, 0, 1).windows[0]
+        for kind in (ablation_runs.FullWindows, ablation_runs.NoState, ablation_runs.LatePictures)
+    )
+    assert not stateless.state_mask.any() and not stateless.state.any()
+    assert torch.equal(stateless.latents, one.latents) and torch.equal(late.state, one.state)
+    assert one.latents[:, :, 0].any() and not late.latents[:, :, 0].any()
+    assert torch.equal(late.latents[:, :, 1:], one.latents[:, :, 1:])
+
+
+def test_another_camera_is_missing_in_each_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a view that was not recorded: without a row of the table, and with nothing inside."""
+    whole = made_windows.window(0, views=3)
+    monkeypatch.setattr(ablation_runs.FullWindows, "window", lambda *_: whole)
+    kind = ablation_runs.CameraAway
+    for event, wanted in enumerate(([-1, 1, 2], [0, -1, 2], [0, 1, -1], [-1, 1, 2])):
+        less = kind.window(object.__new__(kind), event, Span(0, 1, 1, 1, 1, None, None), "")
+        assert less.camera.tolist() == wanted
+        assert less.inside.flatten(1).any(dim=1).tolist() == [c >= 0 for c in wanted]
 
 
 def test_what_is_behind_a_tube_is_compared_with_the_mean_picture(folder: Path) -> None:

@@ -331,6 +331,16 @@ def test_a_robots_embodiment_state_and_words_reach_its_actions() -> None:
 
 
 @torch.no_grad()
+def test_another_robot_weighs_from_the_start_as_much_as_another_state() -> None:
+    """Or hundreds of steps pass before the tower tells robots apart (LOG.md)."""
+    torch.manual_seed(0)
+    tower = WallModel(SHAPE).action
+    one, later = window(0), window(2)  # of the same robot
+    windows = one, later, replace(one, embodiment=1)
+    mine, moved, renamed = (tower._robot(collate([w], LIMITS)) for w in windows)
+    assert 0.5 < (renamed - mine).norm() / (moved - mine).norm() < 5
+
+
 def test_x_prediction_gives_the_velocity_of_the_same_flow() -> None:
     """A head that says the clean action exactly has no loss, at any level above the floor."""
     model = awake(action=replace(SHAPE.action, prediction="x"))

@@ -27,6 +27,7 @@ from models.staircase import (
     turned,
 )
 from models.wall import WallModel
+from tests.benchmarks.staircase import flops
 from tests.made_windows import FROZEN, LIMITS, SHAPE, window
 
 VOCABULARY = 50
@@ -238,3 +239,9 @@ def test_wrong_sizes_are_refused(staircase: Staircase, prompt: Remembered) -> No
     fewer = prompt._replace(keys=prompt.keys[:2], values=prompt.values[:2])
     with pytest.raises(ValueError, match=r"expected a backbone .*\(3, 2, 16\), got \(2, 2, 16\)"):
         staircase(fewer)
+
+
+def test_the_relay_saves_what_it_does_not_repeat(prompt: Remembered) -> None:
+    """Of three layers for four stairs, one runs once, or two do: 9 passes of a layer, or 6."""
+    one, two = (flops(replace(STAIRS, relay_depth=n), prompt) for n in (1, 2))
+    assert one / two == pytest.approx(9 / 6, rel=0.02)

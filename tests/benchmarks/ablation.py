@@ -16,13 +16,23 @@ what it is for, all of them written down before anything was run.
   it, so that only the other view can tell where the hand and the object are. Without words, since
   they tell the task and with it most of what differs between pictures. The sight-cone mask can be
   judged on `--data` with two calibrated cameras or more, and is left out elsewhere: episodes of
-  `wamflow record --cameras top,corner,corner2`.
+  `wamflow record --cameras top,corner,corner2`. Camera RoPE is asked on those as well: as they are,
+  and with one of the three cameras missing in each event, another by turns. Then what the one view
+  that is left shows does not say which of the other two is hidden, and nothing but its turn does.
 - Borders: stage `video` on pictures squeezed between black borders; judged inside the picture.
 - Action: the recipe's stage `action` without words, so that the picture must say what there is to
   do; the video tower frozen, taken from the video setting (10/3 of the steps).
 - Two robots: joint; every second episode is another robot's, with three columns of the four in
   another order and sense, in the same vectors.
-- Chunks: unified mode, half a second whatever happens in it; the state knows no speeds.
+- Two siblings: joint; every second episode is another robot's that looks the same in words, state,
+  masks and pictures, but obeys three of its four commands in another order and sense. Above, the
+  turned state told the robots apart, so their names were not needed. Tried with embeddings that
+  start at size 0.02, as the model had them, and at size 1, as it has them since (LOG.md); what
+  the larger start does to one robot alone is asked, too.
+- Chunks: unified mode, half a second whatever happens in it; the state knows no speeds. A frame of
+  history is a quarter of a second older than the next. Two settings more, without words: without
+  any state, so that hand and speed must be seen; and with pictures that come late, so that none is
+  there at the anchor (grey), only those before.
 
 The DCT loss's default becomes the largest of the weights 1, 3 and 10 that takes something off the
 fast part of the error (interval above zero) at no cost in action loss or in the error of generated
@@ -56,10 +66,15 @@ from models.presets import PRESETS
 from tests.benchmarks.ablation_runs import (
     Arm,
     BordersUnknown,
+    CameraAway,
+    LatePictures,
     Letterboxed,
     NoMasks,
+    NoState,
     OneName,
     Run,
+    Siblings,
+    SiblingsUnnamed,
     TwoRobots,
     anchored,
     changed,
@@ -103,6 +118,13 @@ def without_places(training: Training) -> None:
     silenced(training, lambda name: "place_code." in name)
 
 
+def robots_nearly_alike(training: Training) -> None:
+    """Embeddings of robots start at size 0.02 instead of 1."""
+    name = "action.embodiment.weight"
+    training.model.get_parameter(name).data.mul_(0.02)
+    training.average[name].mul_(0.02)
+
+
 METRICS: dict[str, Callable[[Run], float]] = {
     "video loss": lambda run: run.video_loss(),
     "behind a tube": lambda run: run.behind(2),
@@ -125,10 +147,12 @@ HIDDEN = SILENT | {
 }
 FROZEN = SILENT | {"stage": "action", "coupling": "asymmetric", "action_samples": 8}
 CHUNK = {"windows": "chunk", "chunk_s": 0.5}
+PAST = {"history_frames": 2}
 
 JOINT, DCT_OFF = Arm(), Arm({"dct_weight": 0.0})
 VIDEO = Arm({"stage": "video"}, length=VIDEO_LENGTH)
 VIEW = Arm(HIDDEN, length=VIDEO_LENGTH)
+AWAY = replace(VIEW, windows=CameraAway)
 BOXED = Arm({"stage": "video"}, windows=Letterboxed)
 ACTION = Arm(FROZEN, video_from=VIDEO)
 ROBOTS = Arm(windows=TwoRobots)
@@ -155,6 +179,9 @@ PARTS: dict[str, Part] = {
         VIEW, replace(VIEW, change=without_crossing), ("a hidden view",)
     ),
     "camera RoPE": Part(VIEW, replace(VIEW, change=without_camera_turns), ("a hidden view",)),
+    "camera RoPE, a camera missing": Part(
+        AWAY, replace(AWAY, change=without_camera_turns), ("a hidden view",)
+    ),
     SIGHT: Part(replace(VIEW, values=HIDDEN | {"sight_cones": "always"}), VIEW, ("a hidden view",)),
     "border mask": Part(
         BOXED, replace(BOXED, windows=BordersUnknown, truth=Letterboxed), ("video loss",)
@@ -196,9 +223,25 @@ PARTS: dict[str, Part] = {
         ROBOTS, Arm(windows=NoMasks, truth=TwoRobots), ("error of actions",)
     ),
     "a robot's embedding": Part(ROBOTS, Arm(windows=OneName), ("error of actions",)),
-    "history of 2 frames": Part(
-        Arm(CHUNK | {"history_frames": 2}), Arm(CHUNK), ("error of actions", "video loss")
+    "a robot's embedding, siblings": Part(
+        Arm(windows=Siblings), Arm(windows=SiblingsUnnamed), ACTING
     ),
+    "embeddings of size 1, 0.02 instead, siblings": Part(
+        Arm(windows=Siblings), Arm({}, robots_nearly_alike, Siblings), ACTING
+    ),
+    "embeddings of size 1, 0.02 instead, one robot": Part(
+        JOINT, Arm({}, robots_nearly_alike), ACTING
+    ),
+    "history of 2 frames": Part(
+        Arm(CHUNK | PAST), Arm(CHUNK), ("error of actions", "video loss")
+    ),
+    **{
+        f"history of 2 frames, {name}": Part(
+            Arm(CHUNK | SILENT | PAST, windows=kind), Arm(CHUNK | SILENT, windows=kind),
+            (*ACTING, "video loss"),
+        )
+        for name, kind in (("no state", NoState), ("late pictures", LatePictures))
+    },
 }  # fmt: skip
 
 
@@ -280,7 +323,7 @@ def known_cameras(folder: Path) -> int:
 
 def views(data: Path, folder: Path, config: Config) -> dict[str, Path]:
     """The training view of events, and the wider one of chunks with history."""
-    chunk = {"windows": "chunk", "chunk_s": 0.5, "history_frames": 2}
+    chunk = CHUNK | PAST
     folders = {name: folder / name for name in ("event", "chunk")}
     for name, of in (("event", config), ("chunk", changed(config, chunk))):
         folders[name].mkdir()

@@ -101,6 +101,61 @@ class OneName(TwoRobots):
         return replace(super().window(event, span, words), embodiment=0)
 
 
+class Siblings(FullWindows):
+    """Every second episode is another robot's that looks the same in all that the model is told.
+
+    Its hand obeys other commands: three action columns in another order and sense.
+    """
+
+    def window(self, event: int, span: Span, words: str) -> Window:
+        """Embodiment 1 keeps the gripper's column and the state."""
+        window = super().window(event, span, words)
+        if self.arrays["event_episode"][event] % 2 == 0:
+            return window
+        actions = torch.cat([-window.actions[:, :3].flip(-1), window.actions[:, 3:]], dim=-1)
+        return replace(window, embodiment=1, actions=actions)
+
+
+class SiblingsUnnamed(Siblings):
+    """The same, and nobody says which robot it is."""
+
+    def window(self, event: int, span: Span, words: str) -> Window:
+        """All are embodiment 0."""
+        return replace(super().window(event, span, words), embodiment=0)
+
+
+class NoState(FullWindows):
+    """Where the hand is, and how it moves, must be seen."""
+
+    def window(self, event: int, span: Span, words: str) -> Window:
+        """No column of the state is the robot's."""
+        window = super().window(event, span, words)
+        none = torch.zeros_like(window.state_mask)
+        return replace(window, state=torch.zeros_like(window.state), state_mask=none)
+
+
+class LatePictures(FullWindows):
+    """The pictures of the anchor have not arrived yet; those before have."""
+
+    def window(self, event: int, span: Span, words: str) -> Window:
+        """Grey at the anchor."""
+        window = super().window(event, span, words)
+        latents = window.latents.clone()
+        latents[:, :, span.clean - 1] = 0
+        return replace(window, latents=latents)
+
+
+class CameraAway(FullWindows):
+    """One camera is missing in each event, another by turns."""
+
+    def window(self, event: int, span: Span, words: str) -> Window:
+        """As a view that was not recorded, with nothing inside."""
+        window = super().window(event, span, words)
+        camera, inside = window.camera.clone(), window.inside.clone()
+        camera[event % len(camera)], inside[event % len(camera)] = -1, False
+        return replace(window, camera=camera, inside=inside)
+
+
 def _turned(values: Tensor) -> Tensor:
     out = torch.zeros_like(values)
     out[..., :3] = -values[..., :3].flip(-1)
