@@ -7,7 +7,7 @@ import itertools
 import json
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -192,6 +192,38 @@ def test_the_best_cuts_gain_most_of_all() -> None:
         for most in (1, 2, 3, 6):
             wanted = max(every, key=lambda chosen: gain(chosen, most))
             assert best(allowed, 2.0, most) == [c.step + 1 for c in wanted]
+
+
+def test_at_half_the_largest_f1_the_best_cuts_have_it() -> None:
+    """Against every set of cuts; a cut a second or more from the next one shares no change."""
+    rng = np.random.default_rng(4)
+    for _ in range(20):
+        times, chances = np.cumsum(rng.uniform(0.3, 1.5, 10)), rng.random(10) ** 2
+        changes = float(rng.uniform(0.5, 4.0))
+
+        def f1(steps: Sequence[int], p: npt.NDArray[np.float64], n: float = changes) -> float:
+            return 2 * float(p[list(steps)].sum()) / (len(steps) + n)
+
+        every = (s for n in range(11) for s in itertools.combinations(range(10), n))
+        largest = max(f1(s, chances) for s in every if (np.diff(times[list(s)]) >= 1.0).all())
+        places = [Candidate(i, float(times[i]), float(chances[i]) - largest / 2) for i in range(10)]
+        assert f1(best([c for c in places if c.gain > 0], 1.0), chances) == pytest.approx(largest)
+
+
+@pytest.mark.parametrize("fps", [20.0, 400.0])
+def test_the_chance_of_a_change_nearby_is_how_often_drawn_ones_are_near(fps: float) -> None:
+    rng = np.random.default_rng(5)
+    batch = Flat([made.arm(np.zeros((60, 3)), fps=fps), made.arm(np.zeros((40, 3)), fps=fps)])
+    chances, reaches = 0.3 * rng.random(100) ** 2, np.array([3.0, 4.0])
+    drawn = rng.poisson(chances / reaches[batch.owner], (20_000, 100)) > 0
+    near = np.zeros((20_000, 100), dtype=bool)
+    for episode, reach in enumerate(reaches):
+        half = max(reach, evidence.NEAR_S * fps)
+        for row in np.flatnonzero(batch.owner == episode):
+            close = (batch.owner == episode) & (abs(batch.row - row) <= half)
+            near[:, row] = drawn[:, close].any(axis=1)
+    found = evidence.near(batch, chances, reaches)
+    np.testing.assert_allclose(found, near.mean(axis=0), atol=0.02)
 
 
 @settings(max_examples=60, deadline=None)

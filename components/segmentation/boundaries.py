@@ -1,7 +1,7 @@
 """Where to cut episodes, and which signals say so: read this file first.
 
-`signals.py` and `video.py` make traces without units, `evidence.py` the chance of a boundary at
-each control step, `partition.py` the best cuts. Cuts that must be: one near each gripper
+`signals.py` and `video.py` make traces without units, `evidence.py` the chance of a boundary at and
+near each control step, `partition.py` the best cuts. Cuts that must be: one near each gripper
 transition, and the edges of rests. Episodes of one embodiment go through together (`flat.py`).
 """
 
@@ -37,7 +37,7 @@ BATCH_ROWS = 65536  # control steps that go through together
 
 @dataclass(frozen=True)
 class Limits:
-    """What bounds an event, and the least chance of a behaviour change that is worth a cut."""
+    """What bounds an event, and the least chance of a change nearby that is worth a cut."""
 
     min_event_s: float
     min_event_share: float  # of the episode's crossing time
@@ -67,7 +67,8 @@ class Evidence(NamedTuple):
     reach: Array  # (E,)
     crossing_s: Array  # (E,)
     shift: Array  # (E,), what the usual number of changes adds to the log-odds
-    chance: Array  # (M,)
+    chance: Array  # (M,), of a change at the step: where a cut that must be is best
+    near: Array  # (M,), of a change near the step: what a cut is worth that may be
     sharp: Array  # (M,), change of velocity, brisk speed 1
     place: Array  # (M, D), ranges from the start
     still: Mask  # (M,)
@@ -141,14 +142,16 @@ def weigh(
     shift = evidence.usual_shift(batch, odds, contrasts.reach, learned.expected(crossings))
     odds = odds + shift[batch.owner]
     sharp = contrasts.values[:, contrasts.names.index(SHARPNESS)]
-    chance = evidence.smoothed(batch, evidence.chance(odds), contrasts.reach)
+    corners = np.where(sharp > CORNER, CORNER_CHANCE + SHARPER * sharp, 0.0)
+    chance = evidence.chance(odds)
     return Evidence(
         signals,
         standard,
         contrasts.reach,
         traces.crossing * batch.step_s,
         shift,
-        np.maximum(chance, np.where(sharp > CORNER, CORNER_CHANCE + SHARPER * sharp, 0.0)),
+        np.maximum(evidence.smoothed(batch, chance, contrasts.reach), corners),
+        np.maximum(evidence.near(batch, chance, contrasts.reach), corners),
         sharp,
         traces.place,
         still(batch, traces.place, limits.min_event_s),
@@ -169,7 +172,7 @@ class Pieces(NamedTuple):
 def pieces_of(batch: Flat, found: Evidence, k: int, limits: Limits, learned: Fusion) -> Pieces:
     """The best cuts of the batch's k-th episode."""
     own = slice(int(batch.start[k]), int(batch.start[k] + batch.count[k]))
-    times, chances = batch.times_s[own], found.chance[own]
+    times, chances, near = batch.times_s[own], found.chance[own], found.near[own]
     gripper = found.gripper[k]
     idle = rests(found.still[own], times, gripper, limits.min_event_s, limits.min_idle_s)
     idle = [run for run in idle if run == (0, len(times)) or stays(found.place[own], *run)]
@@ -190,13 +193,13 @@ def pieces_of(batch: Flat, found: Evidence, k: int, limits: Limits, learned: Fus
     )
     room = (times >= times[0] + least_s - EXACT_S) & (times <= times[-1] - least_s + EXACT_S)
     tops = peaks(
-        np.where(room, chances, 0.0), max(int(found.reach[k] / 2), 1), FINER * limits.cut_price
+        np.where(room, near, 0.0), max(int(found.reach[k] / 2), 1), FINER * limits.cut_price
     )
     inner = np.flatnonzero(room)
     gains: dict[int, float] = {}
-    for p in tops[np.argsort(chances[tops], kind="stable")].tolist():
+    for p in tops[np.argsort(near[tops], kind="stable")].tolist():
         low, stop = max(p - side, int(inner[0])), min(p + side, int(inner[-1])) + 1
-        gains[corner(p, sharp, low, stop)] = float(chances[p])
+        gains[corner(p, sharp, low, stop)] = float(near[p])
     places = [Candidate(p, float(times[p]), gains[p] - limits.cut_price) for p in sorted(gains)]
     last = len(times) - 1
     spans = [
@@ -308,7 +311,7 @@ def events(
         dtype=np.intp,
     )
     voted = iter(votes(batch, found, rows, learned))
-    score = iter(found.chance[rows].tolist())
+    score = iter(found.near[rows].tolist())
     made: list[list[Event]] = []
     for count, piece in zip(batch.count.tolist(), pieces, strict=True):
         own: list[Event] = []

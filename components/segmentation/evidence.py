@@ -36,6 +36,7 @@ TRUST = 0.8  # in the usual number of changes; the rest in the episode's own (0.
 ROUNDS = 8  # of Newton's method, each a step of LEAP or less in log-odds
 LEAP = 2.0
 MOST_ROWS = 0.5  # are expected to be at a change, a reach wide: events last two reaches or more
+NEAR_S = 0.0625  # a cut this near to a change hits it, however short a reach is
 LONGEST = 100.0  # crossing times: beyond, the number of changes is not extrapolated
 NO_WAY = 1e-6  # of the range: an episode that ends where it began has no direction
 NEW_COMMAND = 0.3  # of the command's range in one step
@@ -306,10 +307,24 @@ def usual_shift(batch: Flat, odds: Array, reaches: Array, expected: Array) -> Ar
 
 def smoothed(batch: Flat, values: Array, reaches: Array) -> Array:
     """Mean over half a reach to either side of each row (M,)."""
+    total, rows = summed(batch, values, reaches / 2)
+    return np.asarray(total / rows)
+
+
+def near(batch: Flat, chances: Array, reaches: Array) -> Array:
+    """The chance that a change lies near each row (M,), so that a cut there hits it.
+
+    Near is within a reach, and NEAR_S at the least. A change is a reach wide, so its `chances` (M,)
+    over a reach are the number of changes expected; 1 - exp(-n) is the chance of any (Poisson).
+    """
+    total, _ = summed(batch, chances, np.maximum(reaches, NEAR_S / batch.step_s))
+    return np.asarray(-np.expm1(-total / reaches[batch.owner]))
+
+
+def summed(batch: Flat, values: Array, half: Array) -> tuple[Array, Index]:
+    """Sums over up to `half` (E,) rows to either side of each row, and of how many rows: (M,)."""
     sums = np.concatenate(([0.0], np.cumsum(values)))
-    half = np.rint(reaches / 2).astype(np.intp)[batch.owner]
-    first, stop = (
-        np.maximum(batch.row - half, batch.low),
-        np.minimum(batch.row + half, batch.last) + 1,
-    )
-    return np.asarray((sums[stop] - sums[first]) / (stop - first))
+    wide = np.rint(half).astype(np.intp)[batch.owner]
+    first = np.maximum(batch.row - wide, batch.low)
+    stop = np.minimum(batch.row + wide, batch.last) + 1
+    return np.asarray(sums[stop] - sums[first]), stop - first

@@ -55,7 +55,8 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     cut_price: float = Field(
         gt=0,
         lt=1,
-        description="The least chance of a change of behaviour that is worth a cut.",
+        description="The least chance of a change of behaviour nearby that is worth a cut; half of "
+        "the F1 that can be reached makes F1 largest.",
     )
     video: bool = Field(description="Whether the pictures are looked at, too.")
     refinement: Refinement = Field(
