@@ -341,6 +341,7 @@ def test_another_robot_weighs_from_the_start_as_much_as_another_state() -> None:
     assert 0.5 < (renamed - mine).norm() / (moved - mine).norm() < 5
 
 
+@torch.no_grad()
 def test_x_prediction_gives_the_velocity_of_the_same_flow() -> None:
     """A head that says the clean action exactly has no loss, at any level above the floor."""
     model = awake(action=replace(SHAPE.action, prediction="x"))
