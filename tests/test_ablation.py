@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,26 @@ def test_another_camera_is_missing_in_each_event(monkeypatch: pytest.MonkeyPatch
         less = kind.window(object.__new__(kind), event, Span(0, 1, 1, 1, 1, None, None), "")
         assert less.camera.tolist() == wanted
         assert less.inside.flatten(1).any(dim=1).tolist() == [c >= 0 for c in wanted]
+
+
+def test_longer_windows_are_asked_at_the_same_noise_levels(folder: Path) -> None:
+    """Or losses of an arm with history would be those of other levels."""
+    made = run(folder, Arm(), steps=1)
+    short = made.held_out(told=True)
+    levels = [drawn.sigma for _, _, drawn in made.noises(made.untubed(), told=True)]
+    longer = [
+        replace(
+            w, clean=w.clean + 1, latents=w.latents[:, :, [0, *range(w.latents.shape[2])]],
+            inside=w.inside[:, [0, *range(w.inside.shape[1])]],
+            frame_s=torch.cat([w.frame_s[:1] - 0.25, w.frame_s]),
+        )
+        for w in short
+    ]  # fmt: skip
+    made.held_out = lambda **_: longer  # type: ignore[method-assign]
+    again = [drawn.sigma for _, _, drawn in made.noises(made.untubed(), told=True)]
+    assert len(short) > 1 and len(levels) == ablation_runs.NOISE_DRAWS
+    for one, other in zip(levels, again, strict=True):
+        assert sorted(one.flatten().tolist()) == sorted(other.flatten().tolist())
 
 
 def test_what_is_behind_a_tube_is_compared_with_the_mean_picture(folder: Path) -> None:

@@ -25,7 +25,7 @@ from components.pretraining.training import Training
 from models import schedule
 from models.acting import denoised
 from models.dct import dct_matrix
-from models.draws import Chances, Draw
+from models.draws import Chances, Draw, collate_draws, draw
 from models.flow_matching import velocity
 from models.packed import Packed
 from models.rows import Rows, collate, of_event
@@ -267,13 +267,20 @@ class Run:
         return [w.window(e, w.span(e, at), w.words(e) if told else "") for e, at in spots]
 
     def noises(self, chances: Chances, *, told: bool) -> Iterator[tuple[Rows, Rows, Draw]]:
-        """The held-out events under fixed noise, some times: as seen, and as they are."""
+        """The held-out events under fixed noise, some times: as seen, and as they are.
+
+        Each window draws by itself, so that arms whose windows differ in size are asked at the same
+        noise levels.
+        """
         limits = self.windows.shape.limits
         batch = Packed.of(self.held_out(told=told), limits, chances)
         true = Packed.of(self.held_out(told=told, true=True), limits, chances)
         for seed in range(NOISE_DRAWS):
-            rows, drawn, _ = batch.with_noise(torch.Generator().manual_seed(seed))
-            yield rows, true.rows, drawn
+            drawn = [
+                draw(window, chances, torch.Generator().manual_seed(NOISE_DRAWS * i + seed))
+                for i, window in enumerate(batch.windows)
+            ]
+            yield batch.rows, true.rows, collate_draws(drawn, batch.placed)
 
     def untubed(self) -> Chances:
         """How this run draws, with nothing hidden and as many action draws for all."""
