@@ -65,8 +65,9 @@ def draw(window: Window, chances: Chances, random: torch.Generator) -> Draw:
     n, frozen = chances.action_samples, chances.coupling == "asymmetric"
     sigma = shifted(torch.rand(1, generator=random), chances.shift)
     action_sigma = torch.rand(1, n, generator=random)
+    there = window.inside & (window.camera >= 0)[:, None, None]
     hidden = tube(
-        window.inside.cpu(), window.latents.shape[-1] // PATCH, side=chances.tube_side,
+        there.cpu(), window.latents.shape[-1] // PATCH, side=chances.tube_side,
         probability=chances.tube_probability, random=random,
     )  # fmt: skip
     t, a = window.actions.shape

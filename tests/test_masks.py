@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 
+from models.draws import draw
 from models.masks import border_mask, cones_meet, picture_box, tube
+from tests.made_windows import CHANCES, window
 
 SIDE, CELLS, NEAR, FAR = 64, 4, 0.1, 2.0
 
@@ -98,3 +101,12 @@ def test_a_tube_is_square_goes_through_all_frames_and_comes_as_often_as_said() -
         assert down.diff().tolist() == [1] and right.diff().tolist() == [1]
     corners = torch.stack(hidden).flatten(0, 2).any(0)
     assert corners.all(), "every patch is hidden now and then"
+
+
+def test_a_tube_is_never_spent_on_a_camera_that_is_missing() -> None:
+    random = torch.Generator().manual_seed(0)
+    whole = window(views=3)
+    one_less = replace(whole, camera=torch.tensor([0, -1, 2]))
+    draws = [draw(one_less, CHANCES, random).hidden.flatten(1).any(1) for _ in range(400)]
+    often = torch.stack(draws).float().mean(0)
+    assert often[1] == 0 and abs(float(often.sum()) - CHANCES.tube_probability) < 0.08
