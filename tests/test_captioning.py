@@ -251,6 +251,22 @@ def test_fingers_that_close_on_command_take_hold_until_they_open() -> None:
     assert told_phases(kinds, quick, command)[1] == "work closes"
 
 
+def test_an_event_with_the_way_and_the_deed_in_it_says_both() -> None:
+    place = np.linspace((0, 0, 0), (0.2, 0, 0), 60)
+    episode = made.arm(place, np.ones(60), np.full(60, -1.0))
+    for kinds in (["motion"], ["idle", "motion"]):
+        length = 60 // len(kinds)
+        rows = [
+            {"start_frame": i * length, "end_frame": (i + 1) * length, "kind": kind}
+            for i, kind in enumerate(kinds)
+        ]
+        assert phases(episode, rows, "press")[-1].name == "whole"
+        assert phases(episode, rows, "reach")[-1].name == "reach"
+    fact = Kinematics("motion", Phase("whole", "", False, ""), 2.0, None, None, ("right",), ())
+    assert words.action(fact, "press") == "reach right and press it"
+    assert words.subtask(fact) == "approach and act"
+
+
 def test_fingers_that_give_way_without_a_command_touch() -> None:
     opening = np.interp(np.arange(80), [40, 55], [1.0, 0.95])
     told = told_phases(["motion", "motion", "grasp", "motion"], opening, np.full(80, -1.0))

@@ -22,7 +22,7 @@ MOVED = 0.25  # of the fingers' way in the episode: less is giving way to what t
 EARLY_S = 0.1  # fingers that move so soon were told to before the recording began
 AFTER = 0.6  # an event whose fingers have settled for this share of it is about what follows,
 GOES_ON = 0.1  # where the arm then moves by more than this share of its range in the episode
-CONTACT, FELT = ("lag", "gripper"), 0.2  # votes of a boundary, together: an arm that meets a thing
+CONTACT, FELT = ("lag", "gripper"), 0.1  # votes of a boundary, together: an arm that meets a thing
 Row = dict[str, Any]
 
 
@@ -30,7 +30,7 @@ Row = dict[str, Any]
 class Phase:
     """What an event is for, and what the gripper has to do with it."""
 
-    name: str  # reach, grasp, work, release, retreat, wait or move
+    name: str  # reach, grasp, work, whole (reach, then work), release, retreat, wait or move
     hand: str  # closes, opens, or empty where the fingers do nothing of their own
     holding: bool  # something may be between the fingers
     gripper: str  # open or closed at the start; empty where it never moves
@@ -45,8 +45,7 @@ class _Hand:
 
 def phases(episode: Episode, events: list[Row], task_verb: str) -> list[Phase]:
     """Of each event, in time order; `task_verb` is what the task's sentence begins with."""
-    clear = max([FELT, *(felt(event) / 2 for event in events)])
-    hands = [_hand(episode, event, clear) for event in events]
+    hands = [_hand(episode, event) for event in events]
     states = _states([hand.does for hand in hands])
     if episode.gripper is None and episode.gripper_command is None:
         names = ["wait" if event["kind"] == "idle" else "move" for event in events]
@@ -83,16 +82,20 @@ def _taking(events: list[Row], hands: list[_Hand]) -> list[str]:
 
 
 def _touching(events: list[Row], hands: list[_Hand], task_verb: str) -> list[str]:
-    """An episode in which the gripper takes nothing."""
+    """An episode in which the gripper takes nothing.
+
+    Its first event has the way to the thing in it, also where no cut parts that from the work.
+    """
     moving = [i for i, event in enumerate(events) if event["kind"] != "idle"]
     touched = next((i for i, hand in enumerate(hands) if hand.does == "touches"), len(events))
     first = min(touched, moving[-1] if moving else len(events))
     if task_verb in ("reach", "approach"):
         first = len(events)
-    return [
-        "wait" if event["kind"] == "idle" else "work" if i >= first else "reach"
-        for i, event in enumerate(events)
-    ]
+    names = ["work" if i >= first else "reach" for i in range(len(events))]
+    if moving and moving[0] == first:
+        names[first] = "whole"
+    idle = [event["kind"] == "idle" for event in events]
+    return ["wait" if still else name for still, name in zip(idle, names, strict=True)]
 
 
 def _states(hands: list[str]) -> list[str]:
@@ -112,14 +115,11 @@ def felt(event: Row) -> float:
     return float(sum(votes.get(name, 0.0) for name in CONTACT))
 
 
-def _hand(episode: Episode, event: Row, clear: float) -> _Hand:
-    """What the fingers do in one event, as its kind says, and of whose will.
-
-    A boundary where contact is felt at least as `clear` is a touch.
-    """
+def _hand(episode: Episode, event: Row) -> _Hand:
+    """What the fingers do in one event, as its kind says, and of whose will."""
     does = {"grasp": "closes", "release": "opens"}.get(event["kind"], "")
     if not does:
-        return _Hand("touches" if felt(event) >= clear else "")
+        return _Hand("touches" if felt(event) >= FELT else "")
     span = slice(event["start_frame"], min(event["end_frame"] + 1, len(episode)))
     begun, _ = _change(episode, span)
     _, settled = _change(episode, slice(_shortly_before(event), span.stop))

@@ -79,7 +79,7 @@ def subtask(fact: Kinematics) -> str:
     """The event's part in the task."""
     if fact.phase.name == "work":
         return "move while holding" if fact.phase.holding else "act"
-    return {"reach": "approach"}.get(fact.phase.name, fact.phase.name)
+    return {"reach": "approach", "whole": "approach and act"}.get(fact.phase.name, fact.phase.name)
 
 
 def action(fact: Kinematics, task_verb: str = "") -> str:
@@ -93,6 +93,8 @@ def action(fact: Kinematics, task_verb: str = "") -> str:
         return f"move {ways}" if ways else "move the joints" if joints else "adjust the pose"
     if name in ("reach", "retreat"):
         return " ".join(filter(None, [name, ways, fingers(fact)]))
+    if name == "whole":
+        return " ".join(filter(None, ["reach", ways, "and", work(fact, task_verb), "it"]))
     verb = {"grasp": "grasp", "release": "release"}.get(name) or work(fact, task_verb)
     text = f"{verb} it, moving {ways}" if ways else f"{verb} it"
     if name == "work" and hand:
