@@ -12,7 +12,7 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +32,12 @@ Seconds = npt.NDArray[np.float64]
 Frames = npt.NDArray[np.uint8]
 
 GRIPPER = re.compile(r"grip|finger|claw|jaw|(?<![a-z])hand(_\d+)?$", re.IGNORECASE)
+NO_PLACE = re.compile(r"vel|speed|rate|effort|torque|force|current", re.IGNORECASE)
+SIDE = re.compile(r"left|right|(?<![a-z])[lr](?=_)", re.IGNORECASE)
+FINGER = re.compile(r"finger|knuckle", re.IGNORECASE)
+WHEEL = re.compile(r"wheel", re.IGNORECASE)
+TURNS = (2 * math.pi, 360.0)  # a full turn in radians and in degrees
+WRAPS = (0.75, 1.02)  # a step of so much of a full turn is a wrapped angle: the turn less a motion
 END_EFFECTOR = (("ee_x", "ee_y", "ee_z"), ("eef_x", "eef_y", "eef_z"), ("x", "y", "z"))
 SIGNALS = ["episode_index", "task_index", "timestamp", "observation.state", "action"]
 WORTH_A_SEEK = 2  # frames whose decoding takes longer than a seek
@@ -154,13 +160,13 @@ class Episode:
 
     @cached_property
     def gripper(self) -> Float | None:
-        """Measured gripper (T, G): every state dimension named like one; None where none."""
-        return _columns(self.state, self.state_names, GRIPPER)
+        """Measured gripper (T, G): its places among the state, else its rest; None where none."""
+        return _columns(self.state, self.state_names)
 
     @cached_property
     def gripper_command(self) -> Float | None:
-        """Commanded gripper (T, G): every action dimension named like one; None where none."""
-        return _columns(self.action, self.action_names, GRIPPER)
+        """Commanded gripper (T, G), of the action in the same way; None where none."""
+        return _columns(self.action, self.action_names)
 
     @cached_property
     def end_effector_m(self) -> Float | None:
@@ -172,16 +178,57 @@ class Episode:
 
     @cached_property
     def motion(self) -> Float:
-        """What moves (T, D): the end effector where known, else all state but the gripper."""
+        """What moves (T, D): the end effector where known, else the arm, angles without wraps."""
         if self.end_effector_m is not None:
             return self.end_effector_m
-        rest = [i for i, name in enumerate(self.state_names) if not GRIPPER.search(name)]
-        return self.state[:, rest]
+        return _unwrapped(self.state[:, [self.state_names.index(n) for n in self.motion_names]])
+
+    @cached_property
+    def motion_names(self) -> tuple[str, ...]:
+        """Names of the dimensions of `motion`: places, and rates and forces where nothing else."""
+        for names in END_EFFECTOR:
+            if all(name in self.state_names for name in names):
+                return names
+        return tuple(_places([name for name in self.state_names if not GRIPPER.search(name)]))
+
+    def hand_of(self, name: str) -> str:
+        """Whose a gripper's dimension is: `l`, `r`, or empty for the only hand.
+
+        Left and right fingers of a robot whose arms have no sides are of one hand.
+        """
+        side = SIDE.search(name)
+        fingers = FINGER.search(name) and not self._arms_have_sides
+        return side[0][0].lower() if side and not fingers else ""
+
+    @cached_property
+    def _arms_have_sides(self) -> bool:
+        names = [n for n in (*self.state_names, *self.action_names) if not GRIPPER.search(n)]
+        return any(SIDE.search(name) and not WHEEL.search(name) for name in names)
 
 
-def _columns(values: Float, names: tuple[str, ...], pattern: re.Pattern[str]) -> Float | None:
-    index = [i for i, name in enumerate(names) if pattern.search(name)]
+def gripper_names(names: Sequence[str]) -> list[str]:
+    """Those of a gripper: where it tells places, no rates and forces."""
+    return _places([name for name in names if GRIPPER.search(name)])
+
+
+def _places(names: list[str]) -> list[str]:
+    return [name for name in names if not NO_PLACE.search(name)] or names
+
+
+def _columns(values: Float, names: tuple[str, ...]) -> Float | None:
+    index = [names.index(name) for name in gripper_names(names)]
     return values[:, index] if index else None
+
+
+def _unwrapped(places: Float) -> Float:
+    """Places (T, D) without the jumps of angles that start again after a full turn."""
+    largest = np.abs(np.diff(places, axis=0)).max(axis=0, initial=0.0)
+    for turn in TURNS:
+        wraps = (largest > WRAPS[0] * turn) & (largest < WRAPS[1] * turn)
+        if wraps.any():
+            places = places.copy()
+            places[:, wraps] = np.unwrap(places[:, wraps], axis=0, period=turn)
+    return places
 
 
 class Episodes:

@@ -39,6 +39,7 @@ QUARANTINE = pa.schema(
         "detail": pa.string(),
     }
 )
+PERSON = "person"  # captioner of words that people gave
 EVENTS = pa.schema(
     {
         "event_id": pa.string(),

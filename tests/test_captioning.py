@@ -251,6 +251,48 @@ def test_fingers_that_close_on_command_take_hold_until_they_open() -> None:
     assert told_phases(kinds, quick, command)[1] == "work closes"
 
 
+def test_a_hand_that_lets_go_does_not_empty_the_other_one() -> None:
+    times = np.arange(120)
+    left, right = ((times >= a) & (times < b) for a, b in ((20, 60), (40, 100)))
+    place = np.linspace((0, 0), (0.2, 0.1), 120)
+    episode = dataclasses.replace(
+        made.arm(np.zeros((120, 3))),
+        state=place.astype(np.float32),
+        action=np.column_stack([left, right]).astype(np.float32),
+        state_names=("left_joint", "right_joint"),
+        action_names=("left_gripper_close", "right_gripper_close"),
+    )
+    kinds = ["motion", "grasp", "grasp", "release", "motion", "release"]
+    found = phases(episode, events_of(episode, kinds), "move")
+    assert [phase.name for phase in found] == [
+        "reach", "grasp", "grasp", "release", "work", "release",
+    ]  # fmt: skip
+    assert [phase.holding for phase in found] == [False, True, True, True, True, True]
+    assert {phase.gripper for phase in found} == {""}  # of which hand?
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("insert the peg into the hole", ["lift", "carry", "insert", "release"]),
+        ("pour the water", ["lift", "carry", "pour", "release"]),
+        ("open the drawer", ["open", "open", "open", "release"]),  # all the while
+        ("open the drawer and put the cup in it", ["lift", "carry", "carry", "release"]),
+        ("press the handle then turn it", ["lift", "carry", "carry", "release"]),
+    ],
+)
+def test_the_task_s_deed_is_said_of_what_does_it(task: str, said: list[str]) -> None:
+    held = {"phase": "work", "holding": True, "gripper": "closed"}
+    facts = [
+        fact(directions=("up",), **held),
+        fact(**held),
+        fact(**held),
+        fact(phase="release", holding=True, hand="opens"),
+    ]
+    texts = words.captions(task, facts, [f"{i:020x}" for i in range(4)])
+    assert [text["action"].removeprefix(f"{task}: ").split()[0] for text in texts] == said
+
+
 def test_an_event_with_the_way_and_the_deed_in_it_says_both() -> None:
     place = np.linspace((0, 0, 0), (0.2, 0, 0), 60)
     episode = made.arm(place, np.ones(60), np.full(60, -1.0))
@@ -322,6 +364,15 @@ def test_verbs_agree_with_the_simulator() -> None:
         ("hold still", {"kind": "idle", "directions": ()}, ""),
         ("reach forward", {"kind": "idle", "directions": ()}, "moves"),
         ("Close the drawer: move right", {}, ""),  # the task's own words
+        ("put the cup back on the shelf", {"directions": ("forward",)}, ""),
+        ("move back", {"directions": ("forward",)}, "went forward"),
+        ("reach for the left handle of the pot", {}, ""),  # the handle's own side
+        ("move to the left and up", {}, "went right"),
+        ("carry the gripped cup", {"holding": True, "gripper": "closed"}, ""),
+        ("carry the gripped cup", {}, "closes"),
+        ("grasp it", {"holding": True, "gripper": "closed"}, "closes"),
+        ("put the rest of the blocks away", {}, ""),
+        ("the arm rests", {}, "rests"),
     ],
 )
 def test_a_caption_that_contradicts_the_motion_is_flagged(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from dataclasses import replace
@@ -157,6 +158,33 @@ def test_kinematics_of_a_circle() -> None:
     half = descriptors.measure(arm(circle), 0, 1000)
     np.testing.assert_allclose(half.displacement, [-2, 0, 0], atol=1e-5)
     assert half.gripper == 0.0
+
+
+def test_mirrored_fingers_do_not_cancel_out() -> None:
+    way = np.linspace(0, 1, 50)
+    open_ = np.linspace(0.04, 0.0, 50)
+    for fingers in (open_[:, None], np.column_stack([open_, -open_])):
+        episode = arm(np.column_stack([way, way, way]), open_)
+        episode = dataclasses.replace(
+            episode,
+            state=np.column_stack([way, way, way, fingers]).astype(np.float32),
+            state_names=("x", "y", "z", "finger_1", "finger_2")[: 3 + fingers.shape[1]],
+        )
+        assert descriptors.measure(episode, 0, 50).gripper == pytest.approx(-0.04, abs=1e-6)
+
+
+def test_joints_are_measured_without_wraps_rates_and_forces() -> None:
+    turn = np.pi - 0.01 + 0.02 * np.sin(np.arange(200))
+    wrapped = (turn + np.pi) % (2 * np.pi) - np.pi
+    force = 40 * np.sin(np.arange(200))
+    episode = dataclasses.replace(
+        arm(np.zeros((200, 3))),
+        state=np.column_stack([0 * turn, wrapped, force]).astype(np.float32),
+        state_names=("joint_1", "joint_2", "joint_2_effort"),
+    )
+    found = descriptors.measure(episode, 0, 200)
+    assert found.axes == ("joint_1", "joint_2")
+    assert found.path == pytest.approx(np.abs(np.diff(turn)).sum(), rel=1e-3)
 
 
 def moves(scale: float, embodiment: str) -> list[descriptors.Kinematics]:

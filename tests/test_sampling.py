@@ -157,6 +157,7 @@ def write_inputs(root: Path, rows: list[dict[str, Any]]) -> None:
             "event_id": row["event_id"],
             "level": level,
             "text": "move up",
+            "captioner": row.get("captioner", "kinematics"),
             "checks": row.get("checks", '{"length": "ok"}'),
         }
         for row in rows
@@ -209,13 +210,14 @@ def test_the_plan_draws_train_events_exactly_and_validation_never(tmp_path: Path
 
 
 def test_idle_flagged_and_short_events_count_less(tmp_path: Path) -> None:
-    rows = [{"event_id": str(i), "episode_id": "e"} for i in range(4)]
+    rows = [{"event_id": str(i), "episode_id": "e"} for i in range(5)]
     rows[1]["kind"] = "idle"
     rows[2]["checks"] = '{"length": "ok", "gripper": "says grasp, but nothing closed"}'
     rows[3]["duration_s"] = 0.05
+    rows[4] |= {"checks": rows[2]["checks"], "captioner": "person"}  # people are believed
     write_inputs(tmp_path, rows)
-    _, plan = sample(tmp_path, draws=1350, validation_fraction=0.0)
-    assert [row["draws"] for row in plan] == [1000, 100, 250, 0]
+    _, plan = sample(tmp_path, draws=2350, validation_fraction=0.0)
+    assert [row["draws"] for row in plan] == [1000, 100, 250, 0, 1000]
 
 
 def test_both_balances_pairs_of_clusters(tmp_path: Path) -> None:

@@ -169,6 +169,19 @@ def test_an_angle_that_wraps_is_no_motion() -> None:
         made.arm(np.zeros((steps, 3))), state=state, state_names=("joint_0", "joint_1")
     )
     assert len(cut(episode, LIMITS)) == 1
+    np.testing.assert_allclose(np.ptp(episode.motion[:, 0]), 4.0 * np.pi, rtol=1e-5)
+
+
+@pytest.mark.parametrize("unit", [1.0, 180 / np.pi])
+def test_a_swing_within_one_step_of_a_slow_recording_is_motion(unit: float) -> None:
+    angle = np.where(np.arange(41) < 20, 0.0, 1.2) * unit
+    episode = dataclasses.replace(
+        made.arm(np.zeros((41, 3)), fps=5.0),
+        state=np.column_stack([angle, 0 * angle]).astype(np.float32),
+        state_names=("joint_0", "joint_1"),
+    )
+    np.testing.assert_array_equal(episode.motion[:, 0], episode.state[:, 0])
+    assert starts_s(episode, cut(episode, LIMITS)) == pytest.approx([4.0], abs=0.3)
 
 
 def test_the_best_cuts_gain_most_of_all() -> None:
@@ -264,6 +277,68 @@ def test_the_measured_opening_says_which_command_closes() -> None:
     turned = dataclasses.replace(episode, action=-episode.action)
     for each in (episode, turned):
         assert [(t.frame, t.closes) for t in transitions(each)] == [(80, True), (320, False)]
+
+
+def fingers(
+    names: tuple[str, ...], measured: list[np.ndarray], command: str, told: np.ndarray
+) -> Episode:
+    """The pick and place with other fingers: their columns, and one of the command."""
+    episode = made.pick_and_place()
+    return dataclasses.replace(
+        episode,
+        state=np.column_stack([episode.state[:, :3], *measured]).astype(np.float32),
+        action=np.column_stack([episode.action[:, :3], told]).astype(np.float32),
+        state_names=(*episode.state_names[:3], *names),
+        action_names=(*episode.action_names[:3], command),
+    )
+
+
+OPENING = made.pick_and_place().state[:, 3]  # 1, and 0.4 while it holds the cup
+CLOSED = (made.pick_and_place().action[:, 3] + 1) / 2
+CLOSE_AND_OPEN = [(80, True), (320, False)]
+
+
+@pytest.mark.parametrize(
+    ("names", "measured", "command", "told"),
+    [
+        # told 1, they stop at 0.6: at what they hold
+        (("gripper_position",), [1 - OPENING], "gripper_position", CLOSED),
+        (("gripper_position",), [OPENING], "gripper_position", 1 - CLOSED),
+        (("gripper_position",), [1 - OPENING + 0.02], "gripper_position", CLOSED),  # an offset
+        # one hand, though its fingers have sides
+        (("gripper_left_finger", "gripper_right_finger"), [OPENING] * 2, "gripper", CLOSED),
+        (("left_finger", "right_finger"), [OPENING, -OPENING], "gripper", CLOSED),
+        (("left_finger", "right_finger"), [OPENING, -OPENING], "gripper", -CLOSED),
+        # an effort says nothing of which side of a position is closed
+        (("gripper_position", "gripper_effort"), [100 * OPENING, 1 - OPENING], "gripper", CLOSED),
+    ],
+)
+def test_fingers_close_when_they_close(
+    names: tuple[str, ...], measured: list[np.ndarray], command: str, told: np.ndarray
+) -> None:
+    episode = fingers(names, measured, command, told)
+    assert [(t.frame, t.closes) for t in transitions(episode)] == CLOSE_AND_OPEN
+
+
+@pytest.mark.parametrize("largest", [1.0, 255.0])
+def test_a_command_in_another_unit_says_nothing_of_what_is_held(largest: float) -> None:
+    measured = 0.08 * OPENING  # metres; told 1 (or 255) to open, they stay far from it
+    episode = fingers(("gripper",), [measured], "gripper", largest * (1 - CLOSED))
+    assert [(t.frame, t.closes) for t in transitions(episode)] == CLOSE_AND_OPEN
+
+
+def test_hands_of_two_arms_are_told_apart() -> None:
+    sided = made.pick_and_place()
+    later = np.roll(CLOSED, 40)
+    episode = dataclasses.replace(
+        sided,
+        state=np.column_stack([sided.state[:, 0], sided.state[:, 1], 1 - CLOSED, 1 - later]),
+        action=np.column_stack([CLOSED, later]),
+        state_names=("left_joint", "right_joint", "left_finger", "right_finger"),
+        action_names=("left_finger", "right_finger"),
+    )
+    found = [(t.frame, t.closes) for t in transitions(episode)]
+    assert found == [(80, True), (120, True), (320, False), (360, False)]
 
 
 def test_a_command_alone_closes_first() -> None:

@@ -16,6 +16,7 @@ CLOSES = re.compile(
     r"|\b(gripper|fingers) (closes?|is closing|are closing)\b",
     re.IGNORECASE,
 )
+HOLDS = re.compile(r"\b(grasp|grabb|gripp|pinch|seiz)(ed|ing)\b", re.IGNORECASE)  # or closes
 OPENS = re.compile(
     r"\breleas(e|es|ed|ing)\b|\blet(s|ting)? go\b|\bdrop(s|ped|ping)?\b"
     r"|\bopen(s|ed|ing)? (the |its )?(gripper|fingers)\b"
@@ -25,7 +26,8 @@ OPENS = re.compile(
 CARRIES = re.compile(r"\b(carr(y|ies|ied|ying)|lift(s|ed|ing)? (it|the|an?))\b", re.IGNORECASE)
 STATE = re.compile(r"\b(with (the |its )?)?gripper (open|closed)\b", re.IGNORECASE)
 RESTS = re.compile(
-    r"\b(hold(s|ing)? still|stand(s|ing)? still|wait(s|ing)?|idle|idles|rest(s|ing)?)\b",
+    r"\b(hold(s|ing)? still|stand(s|ing)? still|wait(s|ing)?|idle|idles"
+    r"|(?<!the )rest(s|ing)?(?! (of|position|pose)\b))\b",
     re.IGNORECASE,
 )
 MOVES = re.compile(
@@ -34,6 +36,13 @@ MOVES = re.compile(
     re.IGNORECASE,
 )
 WARDS = re.compile(r"\b(up|down|left|right|for|back)wards?\b")
+NO_WAY = re.compile(  # a thing's own side, and back to where it was
+    r"\b(the|its|an?) (left|right)[ -](?!(and|or|while|then|with|by|in|at|for|over|to|from|as|of"
+    r"|until|before|after|slowly|quickly|again)\b)(?=[a-z])"
+    r"|\bthe back\b|\bback (?=(on|in)(to)?\b)"
+    r"|\b(put|puts|putting|place|places|placing|set|sets|setting|return|returns|returning)"
+    r" (\w+ ){0,5}back\b"
+)
 RISES = re.compile(r"\b(lift|rais|ascend|rise)(e|es|s|ed|ing)?\b")
 SINKS = re.compile(r"\b(lower|descend|sink)(s|ed|ing)?\b")
 LATIN = 0.9  # of an English text's letters
@@ -84,6 +93,8 @@ def contradiction(text: str, fact: Kinematics) -> str:
     hand, gripper, idle = fact.phase.hand, fact.phase.gripper, fact.kind == "idle"
     states = {match[2].lower() for match in STATE.findall(text)}
     says = STATE.sub(" ", text)
+    if fact.phase.holding and hand != "closes":
+        says = HOLDS.sub(" ", says)
     claims = {
         "the gripper closes, but nothing closed": CLOSES.search(says) and hand != "closes",
         "the gripper opens, but nothing opened": OPENS.search(says) and hand != "opens",
@@ -104,6 +115,7 @@ def contradiction(text: str, fact: Kinematics) -> str:
 def wrong_way(text: str, fact: Kinematics) -> str:
     """A direction opposite to one that dominates the displacement, unless both are said."""
     said = WARDS.sub(lambda match: {"for": "forward"}.get(match[1], match[1]), text.lower())
+    said = NO_WAY.sub(" ", said)
     said = SINKS.sub(" down ", RISES.sub(" up ", said))
     words = set(re.findall(r"[a-z]+", said))
     for name in fact.directions:

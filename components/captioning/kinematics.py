@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from components.captioning.phases import Phase
-from components.episodes import GRIPPER, Episode
+from components.episodes import Episode
 
 OPPOSITE = {
     "forward": "back",
@@ -70,7 +70,7 @@ def kinematics(
 
 def moving_joints(episode: Episode, start: int, stop: int) -> tuple[str, ...]:
     """Joints that moved a tenth of the widest range in the episode, farthest first."""
-    names = [name for name in episode.state_names if not GRIPPER.search(name)]
+    names = episode.motion_names
     moved = np.ptp(episode.motion[start : stop + 1], axis=0)
     widest = float(np.ptp(episode.motion, axis=0).max(initial=0.0))
     order = np.argsort(-moved, kind="stable")

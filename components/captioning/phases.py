@@ -1,9 +1,10 @@
 """What each event is for: reach, grasp, work, release, retreat, wait or move. From signals alone.
 
 People and scripts move in the same order: the hand reaches, takes hold or touches, works, lets go
-and retreats. The gripper shows most of it. Where it takes nothing in the whole episode, contact
-shows as an arm that lags or fingers that give way without a command, else the last thing done is
-the work. A robot without a gripper's signal just moves.
+and retreats. The gripper shows most of it; of several hands one may hold while another lets go.
+Where it takes nothing in the whole episode, contact shows as an arm that lags or fingers that give
+way without a command, else the last thing done is the work. A robot without a gripper's signal just
+moves.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from components.episodes import Episode
+from components.episodes import Episode, gripper_names
 
 CHANGE = 1 / 3  # of the command's own range in the episode is a new command
 BEGUN, SETTLED = 0.1, 0.9  # of a change of the fingers
 MOVED = 0.25  # of the fingers' way in the episode: less is giving way to what they hold
-EARLY_S = 0.1  # fingers that move so soon were told to before the recording began
+EARLY_S = 0.1  # fingers that move so soon after a start were told to before it
 AFTER = 0.6  # an event whose fingers have settled for this share of it is about what follows,
 GOES_ON = 0.1  # where the arm then moves by more than this share of its range in the episode
 CONTACT, FELT = ("lag", "gripper"), 0.1  # votes of a boundary, together: an arm that meets a thing
@@ -33,7 +34,7 @@ class Phase:
     name: str  # reach, grasp, work, whole (reach, then work), release, retreat, wait or move
     hand: str  # closes, opens, or empty where the fingers do nothing of their own
     holding: bool  # something may be between the fingers
-    gripper: str  # open or closed at the start; empty where it never moves
+    gripper: str  # open or closed at the start; empty where it never moves, or of several hands
 
 
 @dataclass(frozen=True)
@@ -41,38 +42,55 @@ class _Hand:
     does: str  # closes, opens, touches, or empty
     early: bool = False  # from the first moment on: it takes and leaves nothing
     then: bool = False  # for most of the event the fingers are done and the arm goes on
+    which: frozenset[str] = frozenset()  # whose fingers, as `Episode.hand_of` says
+
+    @property
+    def takes(self) -> bool:
+        """Whether something may be between the fingers from now on."""
+        return self.does == "closes" and not self.early
 
 
 def phases(episode: Episode, events: list[Row], task_verb: str) -> list[Phase]:
     """Of each event, in time order; `task_verb` is what the task's sentence begins with."""
     hands = [_hand(episode, event) for event in events]
     states = _states([hand.does for hand in hands])
+    if len(frozenset().union(*(hand.which for hand in hands))) > 1:
+        states = [""] * len(hands)
     if episode.gripper is None and episode.gripper_command is None:
         names = ["wait" if event["kind"] == "idle" else "move" for event in events]
-    elif any(hand.does == "closes" and not hand.early for hand in hands):
+    elif any(hand.takes for hand in hands):
         names = _taking(events, hands)
     else:
         names = _touching(events, hands, task_verb)
-    found, holding = [], False
-    for name, hand, state in zip(names, hands, states, strict=True):
-        took = hand.does == "closes" and not hand.early
+    found = []
+    for name, hand, state, holding in zip(names, hands, states, _holding(hands), strict=True):
         does = hand.does if hand.does in ("closes", "opens") else ""
-        found.append(Phase(name, does, holding or took, state))
-        holding = (holding or took) and hand.does != "opens"
+        found.append(Phase(name, does, holding or hand.takes, state))
+    return found
+
+
+def _holding(hands: list[_Hand]) -> list[bool]:
+    """Of each event, whether any hand may hold something when it starts."""
+    full, found = frozenset[str](), []
+    for hand in hands:
+        found.append(bool(full))
+        if hand.takes:
+            full |= hand.which
+        elif hand.does == "opens":
+            full -= hand.which
     return found
 
 
 def _taking(events: list[Row], hands: list[_Hand]) -> list[str]:
     """An episode in which the gripper takes something."""
     names = []
-    holding = held = False
-    for event, hand in zip(events, hands, strict=True):
-        if hand.does == "closes" and not hand.early:
+    held = False
+    for event, hand, holding in zip(events, hands, _holding(hands), strict=True):
+        if hand.takes:
             names.append("work" if hand.then else "grasp")
-            holding = held = True
+            held = True
         elif hand.does == "opens" and holding:
             names.append("release")
-            holding = False
         elif event["kind"] == "idle":
             names.append("wait")
         else:
@@ -130,11 +148,27 @@ def _hand(episode: Episode, event: Row) -> _Hand:
     if does == "opens" and not _moved(episode, span):
         return _Hand("")  # told to open a little, they still press on what they hold
     soon = float(episode.timestamps_s[begun] - episode.timestamps_s[0]) <= EARLY_S
+    which = _which(episode, event)
     if episode.gripper_command is None:
-        return _Hand(does, soon, then)
+        return _Hand(does, soon, then, which)
     if not _commanded(episode, event):
-        return _Hand(does, True, then) if soon else _Hand("touches")
-    return _Hand(does, False, then)
+        return _Hand(does, True, then, which) if soon else _Hand("touches")
+    return _Hand(does, False, then, which)
+
+
+def _which(episode: Episode, event: Row) -> frozenset[str]:
+    """Whose fingers close or open in an event: those told to, else all."""
+    told = episode.gripper_command is not None
+    values = episode.gripper_command if told else episode.gripper
+    names = gripper_names(episode.action_names if told else episode.state_names)
+    assert values is not None, episode.episode_id
+    hands = [episode.hand_of(name) for name in names]
+    start_s = float(episode.timestamps_s[event["start_frame"]]) - EARLY_S
+    span = values[np.searchsorted(episode.timestamps_s, start_s) : event["end_frame"]]
+    turned = np.ptp(span, axis=0) > CHANGE * np.ptp(values, axis=0)
+    return frozenset(hand for hand, does in zip(hands, turned, strict=True) if does) or frozenset(
+        hands
+    )
 
 
 def _commanded(episode: Episode, event: Row) -> bool:

@@ -187,7 +187,7 @@ def _text(each: Told, place: int, config: Config, template: str) -> str:
         config.vlm_levels,
         task=words.sentence(each.episode.task) or "not said",
         facts=words.segment(each.facts[place], 0),
-        rule=words.action(each.facts[place], words.verb_of(each.episode.task)),
+        rule=words.action(each.facts[place], words.deeds(each.episode.task, each.facts)[place]),
         longest_words=str(config.longest_words),
     )
 

@@ -42,6 +42,10 @@ DEEDS = re.compile(  # verbs of tasks that say what the hand does to the thing i
 )
 
 
+ONCE_CARRIED = {"insert", "plug", "pour", "hammer", "hit", "knock"}  # done with what is held
+CLAUSES = re.compile(r"\b(and|then)\b", re.IGNORECASE)  # which of them an event does is not known
+
+
 def sentence(task: str) -> str:
     """The task's sentence without its final full stop and doubled spaces."""
     return " ".join(task.split()).rstrip(".")
@@ -54,15 +58,34 @@ def verb_of(task: str) -> str:
 
 def captions(task: str, facts: list[Kinematics], event_ids: list[str]) -> list[dict[str, str]]:
     """Of each event of one episode, in time order, its text by level."""
-    said, verb = sentence(task) or "unnamed task", verb_of(task)
+    said = sentence(task) or "unnamed task"
     return [
         {
             "task": TASK.format(task=said),
             "subtask": SUBTASK.format(part=part(i, len(facts)), task=said, phase=subtask(fact)),
-            "action": ACTION.format(task=said, action=action(fact, verb)),
+            "action": ACTION.format(task=said, action=action(fact, deed)),
             "segment": segment(fact, int(event_id, 16)),
         }
-        for i, (fact, event_id) in enumerate(zip(facts, event_ids, strict=True))
+        for i, (fact, deed, event_id) in enumerate(
+            zip(facts, deeds(task, facts), event_ids, strict=True)
+        )
+    ]
+
+
+def deeds(task: str, facts: list[Kinematics]) -> list[str]:
+    """Of each event, the verb of the task's sentence where it does that; else empty.
+
+    What is done with a thing in the hand, like inserting or pouring it, comes in the last event
+    before it is let go.
+    """
+    verb = verb_of(task)
+    if not DEEDS.fullmatch(verb) or CLAUSES.search(task):
+        return [""] * len(facts)
+    carried = [fact.phase.holding and fact.phase.name == "work" for fact in facts]
+    later = [*carried[1:], False]
+    return [
+        "" if verb in ONCE_CARRIED and now and then else verb
+        for now, then in zip(carried, later, strict=True)
     ]
 
 
@@ -82,8 +105,11 @@ def subtask(fact: Kinematics) -> str:
     return {"reach": "approach", "whole": "approach and act"}.get(fact.phase.name, fact.phase.name)
 
 
-def action(fact: Kinematics, task_verb: str = "") -> str:
-    """What the event does, short and canonical: `reach down while closing the gripper`."""
+def action(fact: Kinematics, deed: str = "") -> str:
+    """What the event does, short and canonical: `reach down while closing the gripper`.
+
+    `deed` is the task's own verb where this event does it.
+    """
     name, hand = fact.phase.name, fact.phase.hand
     if name == "wait":
         return "hold still" if not hand else f"hold still while {FINGERS[hand]} the gripper"
@@ -94,18 +120,18 @@ def action(fact: Kinematics, task_verb: str = "") -> str:
     if name in ("reach", "retreat"):
         return " ".join(filter(None, [name, ways, fingers(fact)]))
     if name == "whole":
-        return " ".join(filter(None, ["reach", ways, "and", work(fact, task_verb), "it"]))
-    verb = {"grasp": "grasp", "release": "release"}.get(name) or work(fact, task_verb)
+        return " ".join(filter(None, ["reach", ways, "and", work(fact, deed), "it"]))
+    verb = {"grasp": "grasp", "release": "release"}.get(name) or work(fact, deed)
     text = f"{verb} it, moving {ways}" if ways else f"{verb} it"
     if name == "work" and hand:
         text += f" after {FINGERS[hand]} the gripper"
     return text
 
 
-def work(fact: Kinematics, task_verb: str) -> str:
-    """What is done to the thing: the task's own verb where that is a deed, else what is seen."""
-    if DEEDS.fullmatch(task_verb):
-        return task_verb
+def work(fact: Kinematics, deed: str) -> str:
+    """What is done to the thing: the task's own deed, else what is seen."""
+    if deed:
+        return deed
     if not fact.phase.holding:
         return "handle"
     if fact.directions in (("up",), ("down",)):

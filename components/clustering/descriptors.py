@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from components.episodes import GRIPPER, Episode, Seconds
+from components.episodes import Episode, Float, Seconds
 from components.row_shards import numbers, values
 
 Vector = npt.NDArray[np.float64]
@@ -53,7 +53,7 @@ class Kinematics:
     path: float
     duration_s: float
     speed: float  # path / duration
-    gripper: float  # change of the mean measured (else commanded) gripper
+    gripper: float  # change of the measured (else commanded) gripper, mean of its fingers
 
     def row(self) -> dict[str, Any]:
         """Its part of a row of MEASURED."""
@@ -69,12 +69,12 @@ def measure(episode: Episode, start_frame: int, end_frame: int) -> Kinematics:
     path = float(np.linalg.norm(np.diff(motion, axis=0), axis=1).sum())
     duration_s = float(times_s[-1] - times_s[0])
     hand = episode.gripper if episode.gripper is not None else episode.gripper_command
-    grip = np.zeros(1) if hand is None else hand[span].astype(np.float64).mean(axis=1)
+    grip = np.zeros(1) if hand is None else one_way(hand)[span].mean(axis=1)
     if episode.end_effector_m is not None:
         space, axes = "end effector", END_EFFECTOR
     else:
         space = episode.embodiment
-        axes = tuple(name for name in episode.state_names if not GRIPPER.search(name))
+        axes = episode.motion_names
     return Kinematics(
         embodiment=episode.embodiment,
         space=space,
@@ -85,6 +85,13 @@ def measure(episode: Episode, start_frame: int, end_frame: int) -> Kinematics:
         speed=path / duration_s if duration_s > 0 else 0.0,
         gripper=float(grip[-1] - grip[0]),
     )
+
+
+def one_way(fingers: Float) -> Vector:
+    """Fingers (T, G), each turned the way of the first one: mirrored ones would cancel out."""
+    values = fingers.astype(np.float64)
+    centred = values - values.mean(axis=0)
+    return np.asarray(values * np.where(centred[:, :1].T @ centred < 0, -1.0, 1.0))
 
 
 def action_features(events: pa.Table) -> Vector:

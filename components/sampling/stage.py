@@ -104,7 +104,10 @@ def run(events: Path, captions: Path, clusters: Path, plan: Path, *, config: Con
 
 
 def _joined(inputs: dict[str, Path]) -> pa.Table:
-    """Events with their clusters and the verdict on their action caption, sorted by event id."""
+    """Events with their clusters and the verdict on their action caption, sorted by event id.
+
+    People's own words are believed, whatever the checks say of them.
+    """
     events = records.read(inputs["events"], records.EVENTS).sort_by("event_id").combine_chunks()
     if not len(events):
         raise DataError(f"{inputs['events']}: no events; expected some to draw from.")
@@ -113,7 +116,10 @@ def _joined(inputs: dict[str, Path]) -> pa.Table:
     there = pc.and_(pc.equal(said["level"], "action"), pc.not_equal(said["text"], ""))
     said = said.filter(there)
     wrong = [checks for checks in said["checks"].unique().to_pylist() if _flagged(checks)]
-    flagged = pc.is_in(said["checks"], value_set=pa.array(wrong, pa.string()))
+    flagged = pc.and_(
+        pc.is_in(said["checks"], value_set=pa.array(wrong, pa.string())),
+        pc.invert(pc.is_in(said["captioner"], value_set=pa.array([records.PERSON]))),
+    )
     joined = events
     for name, found in (
         ("clusters", clusters.select(["event_id", "joint_cluster", "action_cluster"])),

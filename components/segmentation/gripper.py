@@ -2,9 +2,10 @@
 
 A transition is a crossing of the middle third of the episode's own range (a Schmitt trigger), dated
 at the first control step that has left the old side. Which side is closed comes from the signal's
-name, else from two fingers that move apart, else from how the measured opening follows the command,
-else, and for hands of many joints, from the start: a gripper starts open. The hands of a robot with
-several are told apart.
+name, else from two fingers that move apart, else from where the fingers stop short of what they are
+told: at what they hold. Else a measured value is an opening, large is open, and a command is what
+it follows; without one, and for hands of many joints, a gripper starts open. The hands of a robot
+with several are told apart.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from components.episodes import GRIPPER
+from components.episodes import GRIPPER, NO_PLACE
 from components.segmentation.flat import Array, Flat
 
 CLOSED_IS_LARGE = re.compile(r"clos|effort|force", re.IGNORECASE)
 OPEN_IS_LARGE = re.compile(r"open|width|aperture", re.IGNORECASE)
-RATE = re.compile(r"vel|speed|rate", re.IGNORECASE)
-HAND = re.compile(r"left|right|(?<![a-z])[lr](?=_)", re.IGNORECASE)
 LOW, HIGH = 1 / 3, 2 / 3
 DELAY_S = 1.0  # within this time what is measured has answered a command
 NOISE_LEVELS = 8.0  # a range within this many standard deviations of noise is no movement
 SECOND_DIFFERENCE = 1.4826 / np.sqrt(6.0)  # median |second difference| of white noise -> its std
+SHORT, FAR = 0.1, 0.75  # of the command's range: fingers that stay so far from it hold something,
+NEAR = 0.05  # where on its other side they come so near
 APART = 0.9  # fingers whose distance follows the joined signal this closely (correlation) mirror
 
 
@@ -42,10 +43,11 @@ class Transition:
 class Level(NamedTuple):
     """One hand's gripper, 0 to 1 of its own range (M,); all 0 where it does not move."""
 
-    hand: str  # left, right, or empty
+    hand: str  # as `Episode.hand_of` says
     value: Array
     moves: npt.NDArray[np.bool_]  # (E,)
     high: npt.NDArray[np.intp]  # (E,): what is high: 1 closed, -1 open, 0 unknown
+    place: Array  # (M,), in its own unit
 
 
 def levels(batch: Flat, measured: bool) -> list[Level]:
@@ -56,8 +58,7 @@ def levels(batch: Flat, measured: bool) -> list[Level]:
     hands: dict[str, list[int]] = {}
     for i, name in enumerate(names):
         if GRIPPER.search(name):
-            side = HAND.search(name)
-            hands.setdefault(side[0].lower()[0] if side else "", []).append(i)
+            hands.setdefault(first.hand_of(name), []).append(i)
     return [
         level(batch, values[:, own], [names[i] for i in own], hand)
         for hand, own in sorted(hands.items())
@@ -66,7 +67,9 @@ def levels(batch: Flat, measured: bool) -> list[Level]:
 
 def level(batch: Flat, values: Array, names: list[str], hand: str) -> Level:
     """Columns (M, C) of one hand as one; fingers are turned the way of the one that moves most."""
-    places = [i for i, name in enumerate(names) if not RATE.search(name)] or list(range(len(names)))
+    places = [i for i, name in enumerate(names) if not NO_PLACE.search(name)] or list(
+        range(len(names))
+    )
     columns = values[:, places]
     joined, mirrored = columns[:, 0], np.zeros(len(batch.start), dtype=np.intp)
     if len(places) > 1:
@@ -84,7 +87,7 @@ def level(batch: Flat, values: Array, names: list[str], hand: str) -> Level:
         mirrored = np.full_like(mirrored, told)
     elif len(places) > 2:  # joints of a hand or a linkage: which way they close differs
         mirrored = np.where(value[batch.start] < 0.5, 1, -1)
-    return Level(hand, value, moves, mirrored)
+    return Level(hand, value, moves, mirrored, joined)
 
 
 def join(batch: Flat, columns: Array) -> tuple[Array, npt.NDArray[np.intp]]:
@@ -169,5 +172,38 @@ def closing(
         batch.owner[frames], np.where(rises, change, -change), minlength=len(batch.start)
     )
     closes = np.where(answer.high > 0, response > 0, response < 0)
+    short = stops_short(batch, command, answer)
+    closes = np.where((answer.high == 0) & (short != 0) & (response > 0), short > 0, closes)
     measured = np.where(np.abs(response) > LOW, closes, starts_low)
     return np.where(command.high != 0, command.high > 0, measured)
+
+
+def stops_short(batch: Flat, command: Level, answer: Level) -> npt.NDArray[np.intp]:
+    """What is high (E,) where the fingers stay away from a command that has stood for `DELAY_S`.
+
+    They hold something, so on that side they are closed: 1 for the high one, -1 for the low one, 0
+    where they follow on both or on none, or are told in another unit than they are measured in.
+    """
+    lowest, highest = (f.reduceat(command.place, batch.start) for f in (np.minimum, np.maximum))
+    span = np.where(highest > lowest, highest - lowest, 1.0)
+    one_unit = (
+        (np.abs(lowest + highest) > NEAR * span)  # -1 to 1 is no place of fingers
+        & (np.minimum.reduceat(answer.place, batch.start) >= lowest - NEAR * span)
+        & (np.maximum.reduceat(answer.place, batch.start) <= highest + NEAR * span)
+    )
+    if not one_unit.any():
+        return np.zeros(len(one_unit), dtype=np.intp)
+    sides = np.where(command.value >= HIGH, 1, np.where(command.value <= LOW, -1, 0))
+    turned = batch.diff(sides.astype(np.float64)) != 0
+    since = np.maximum.accumulate(np.where(turned, batch.row, batch.low))
+    stands = batch.times_s - batch.times_s[since] >= DELAY_S
+    left = (command.place - answer.place) / span[batch.owner]
+    high, low = (
+        side
+        * batch.total(left * (stands & (sides == side)))
+        / np.maximum(batch.total((stands & (sides == side)).astype(np.float64)), 1.0)
+        for side in (1, -1)
+    )
+    short, other = np.maximum(high, low), np.abs(np.minimum(high, low))
+    clear = one_unit & (short > SHORT) & (short < FAR) & (other < NEAR)
+    return np.where(clear, np.where(high > low, 1, -1), 0).astype(np.intp)

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from components import records
-from components.episodes import GRIPPER, Episode, Episodes
+from components.episodes import Episode, Episodes
 from components.errors import DataError
 from components.segmentation.flat import Flat
 from components.segmentation.gripper import levels
@@ -65,7 +65,7 @@ def plot_signals(axes: Any, episode: Episode, events: list[dict[str, Any]]) -> N
     else:
         moved = episode.motion - episode.motion[0]
         most = np.argsort(-np.ptp(moved, axis=0), kind="stable")[: len(LINES)]
-        names = [n for n in episode.state_names if n not in gripper_names(episode)]
+        names = episode.motion_names
         for index, colour in zip(sorted(most), LINES, strict=False):
             axes.plot(times, moved[:, index], label=names[index], color=colour, linewidth=1.4)
         axes.set_ylabel("joints that move most,\nfrom their start, own units")
@@ -76,11 +76,6 @@ def plot_signals(axes: Any, episode: Episode, events: list[dict[str, Any]]) -> N
     axes.set_xlabel("time, s")
     axes.set_title(f"{episode.task}  ({episode.embodiment}, {episode.episode_id[:12]})", fontsize=9)
     axes.legend(fontsize=7, loc="lower left", ncols=4, framealpha=0.7)
-
-
-def gripper_names(episode: Episode) -> set[str]:
-    """Names of the state's dimensions that are the gripper's."""
-    return {name for name in episode.state_names if GRIPPER.search(name)}
 
 
 def plot_gripper(axes: Any, episode: Episode) -> None:

@@ -8,18 +8,15 @@ episode (ARX, Ljung 1999), and contact is where its error rises.
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 import numpy as np
 
-from components.episodes import END_EFFECTOR, GRIPPER, Episode
+from components.episodes import GRIPPER, Episode
 from components.segmentation.flat import Array, Flat
 
 SMALLEST_SHARE = 0.1  # a joint that moves less than this share of the largest range counts less
-JUMP_SHARE = 0.5  # one step over more of a joint's range than this is a wrapped angle, not motion
 ABSOLUTE = 0.9  # a command that follows the position this closely (correlation) is a position
-NO_PLACE = re.compile(r"vel|speed|effort|torque|force|current", re.IGNORECASE)
 SHORTEST_STEP = 0.25  # of the usual one: what lies between two rows as near tells no speed
 SMALLEST_ERROR = 1e-3  # of the brisk speed: below this is rounding
 RIDGE = 1e-3  # per row, of commands and speeds with mean square 1
@@ -37,15 +34,8 @@ class Traces(NamedTuple):
 
 def position(batch: Flat) -> tuple[Array, Array]:
     """Motion (M, D) in ranges from its start, and the ranges (E, D) in the signal's own units."""
-    names = list(batch.first.state_names)
-    values = batch.state[:, [names.index(name) for name in moving_names(batch.first)]]
+    values = np.concatenate([e.motion for e in batch.episodes]).astype(np.float64)
     isotropic = batch.first.end_effector_m is not None
-    if not isotropic:
-        steps = batch.diff(values)
-        jumps = np.abs(steps) > JUMP_SHARE * batch.extent(values)[batch.owner]
-        if jumps.any():
-            wrapped = np.cumsum(steps * jumps, axis=0)
-            values = values - (wrapped - wrapped[batch.start][batch.owner])
     ranges = batch.extent(values)
     largest = ranges.max(axis=1, initial=0.0, keepdims=True)
     ranges = (
@@ -100,7 +90,7 @@ def motion_traces(batch: Flat) -> Traces:
 
 def commands_of(episode: Episode) -> list[int]:
     """For each dimension of the motion, the action that commands it; -1 where none is known."""
-    names = moving_names(episode)
+    names = episode.motion_names
     actions = list(episode.action_names)
     found = []
     for name in names:
@@ -110,15 +100,6 @@ def commands_of(episode: Episode) -> list[int]:
         arm = [i for i, name in enumerate(actions) if not GRIPPER.search(name)]
         return arm if len(arm) == len(names) else found
     return found
-
-
-def moving_names(episode: Episode) -> list[str]:
-    """The end effector's place where it is known, else all positions but the gripper's."""
-    for names in END_EFFECTOR:
-        if all(name in episode.state_names for name in names):
-            return list(names)
-    arm = [name for name in episode.state_names if not GRIPPER.search(name)]
-    return [name for name in arm if not NO_PLACE.search(name)] or arm
 
 
 def wished(batch: Flat, columns: list[int], place: Array, velocity: Array, ranges: Array) -> Array:
