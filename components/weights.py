@@ -39,17 +39,6 @@ class Weights:
         paths = {self.folder / "config.json", *self.files.values()}
         return {path.name: sha256(path) for path in sorted(paths)}
 
-    def verify(self, expected: Mapping[str, str]) -> None:
-        """DataError unless the files are those of `expected`, all of them and no others."""
-        got = self.digests()
-        wrong = sorted(n for n in expected.keys() | got.keys() if expected.get(n) != got.get(n))
-        if wrong:
-            said = "; ".join(
-                f"{n}: expected {expected.get(n, 'no such file')}, got {got.get(n, 'no such file')}"
-                for n in wrong
-            )
-            raise DataError(f"{self.folder}: {said}. Fetch the weights that were declared again.")
-
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Of every parameter, from the headers alone."""
         return {

@@ -129,5 +129,6 @@ def denoised(
             reading = model.action.read(rows, features)
             moved = unfold(velocity, rows.latents.shape[-2] // PATCH) * (now - then)
             video = torch.where(rows.clean[:, None, None, :, None, None], video, video - moved)
-        x = x - (now - then) * model.action(x, now * level, rows, reading)
+        step = (now - then) * float(model.action.level(torch.tensor(now))) / now
+        x = x - step * model.action(x, now * level, rows, reading)
     return x[:, 0], video if joint else None

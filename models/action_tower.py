@@ -29,7 +29,7 @@ from models.rows import Rows, of_event
 from models.windows import PATCH
 
 USED_COLUMNS = 8  # of a vector for all robots, about what one of them fills
-LEAST_SIGMA = 0.05  # x-prediction divides by sigma (Li and He 2025, "Back to basics")
+LEAST_SIGMA = 0.05  # x-prediction divides by no less (Li and He 2025, "Back to basics")
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,11 @@ class ActionTower(nn.Module):
         if self.shape.prediction == "v":
             return said
         own = of_event(sigma, rows.step_event).transpose(1, 2)[..., None]
-        return ((noisy - said) / own.clamp(min=LEAST_SIGMA)).type_as(noisy)
+        return ((noisy - said) / self.level(own)).type_as(noisy)
+
+    def level(self, sigma: Tensor) -> Tensor:
+        """By what the way from noisy to clean actions is divided to give what `forward` gives."""
+        return sigma if self.shape.prediction == "v" else sigma.clamp(min=LEAST_SIGMA)
 
     def where_it_ends(self, rows: Rows, features: Tensor) -> tuple[Tensor, Tensor]:
         """(log of seconds left (B, E), logit of the part that is done (B, E)) of every window.
@@ -313,9 +317,11 @@ def _own_views(event: Tensor, rows: Rows) -> Tensor:
 
 
 def _own_text(event: Tensor, rows: Rows) -> Tensor:
-    """(B, K, E * L) bool; padding reads the first window's text."""
+    """(B, K, E * L) bool; padding, also of windows, reads the first window's text."""
     windows = torch.arange(rows.text.shape[1], device=event.device)
-    own = event.clamp(min=0)[:, :, None] == windows
+    there = rows.text_mask.any(dim=-1)  # (B, E)
+    event = event.clamp(min=0)
+    own = torch.where(there.gather(1, event), event, 0)[:, :, None] == windows
     return (own[..., None] & rows.text_mask[:, None]).flatten(2)
 
 

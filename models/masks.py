@@ -1,4 +1,4 @@
-"""Who may attend to whom: packing and borders always, viewing cones and tubes in training.
+"""Who may attend to whom: packing, borders and viewing cones; tubes in training only.
 
 True where attention is allowed. Every token may read itself, so that padding has something to read
 and no softmax is empty. Nothing is built where a batch needs no mask, so that fast kernels apply.

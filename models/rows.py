@@ -9,6 +9,7 @@ Letters as in `windows.py`; B rows, E windows of a row.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -123,7 +124,7 @@ def evenly(frames: Sequence[int], steps: Sequence[int], budget: int) -> list[lis
     """As `first_fit`, with about as many control steps in every row: the longest row pads all.
 
     The longest windows come first, each to the row with the fewest steps that has room for it. Rows
-    come in the order of their first windows, so that some rows are as good a sample as others.
+    are then shuffled, the same way for the same lengths: some rows are as good a sample as others.
     """
     rows: list[list[int]] = [[] for _ in first_fit(frames, budget)]
     room, held = [budget] * len(rows), [0] * len(rows)
@@ -138,7 +139,9 @@ def evenly(frames: Sequence[int], steps: Sequence[int], budget: int) -> list[lis
         rows[row].append(index)
         room[row] -= frames[index]
         held[row] += steps[index]
-    return sorted((sorted(row) for row in rows if row), key=min)
+    filled = [sorted(row) for row in rows if row]
+    random = torch.Generator().manual_seed(zlib.crc32(repr([*frames, *steps]).encode()))
+    return [filled[row] for row in torch.randperm(len(filled), generator=random).tolist()]
 
 
 def collate(

@@ -78,7 +78,8 @@ class WallModel(nn.Module):
         zero = rows.latents.new_zeros(())
         if self.shape.coupling == "asymmetric":
             features = self.at_anchor(rows, draw.noise)
-            taught = math.ceil(self.shape.video_share * len(rows.latents))
+            share = self.shape.video_share if self.training else math.ceil(self.shape.video_share)
+            taught = math.ceil(share * len(rows.latents))
             video = self._video(rows.first(taught), draw.first(taught))[0] if taught else zero
         else:
             video, features = self._video(rows, draw)
@@ -122,10 +123,12 @@ class WallModel(nn.Module):
         noisy = (1 - s) * clean + s * noise
         predicted = self.action(noisy, draw.action_sigma, rows, self.action.read(rows, features))
         counts = rows.action_mask[:, None].float().expand_as(noise)
-        action = weighted_mean((predicted - velocity(clean, noise)).square(), counts)
+        level = self.action.level(s)
+        wanted = velocity(clean, noise) * (s / level)
+        action = weighted_mean((predicted - wanted).square(), counts)
         if not self.shape.weights.dct:
             return action, action.new_zeros(())
-        error = (noisy - s * predicted - clean) * counts
+        error = (noisy - level * predicted - clean) * counts
         dct = dct_matrix(rows)[:, None] @ error
         frequency = (rows.step / rows.steps)[:, None, :, None]
         return action, weighted_mean(dct.square() * frequency * (1 - s), counts)

@@ -116,14 +116,14 @@ def _ranges(window: Window, limits: Limits) -> list[str]:
     if not 0 <= window.embodiment < limits.embodiments:
         wrong.append(
             f"embodiment: unknown, expected an id below {limits.embodiments}, "
-            f"got {window.embodiment}; grow the table for a new robot"
+            f"got {window.embodiment}; train fewer robots together, or a preset for more"
         )
     cameras = window.camera.tolist()
     present = [c for c in cameras if c != -1]
     if any(not 0 <= c < limits.cameras for c in present):
         wrong.append(
             f"camera: expected ids below {limits.cameras} (or -1 for a missing view), got "
-            f"{cameras}; grow the table for a new camera"
+            f"{cameras}; leave some cameras out, or choose a preset for more"
         )
     if not present or len(set(present)) < len(present):
         wrong.append(f"camera: expected at least one view, each once, got {cameras}")

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from components.encoders import Cache, PatchCodec, SentenceTokens, Umt5, WanVae
 from components.errors import DataError, UserError
+from components.pretraining import initial
 from components.weights import load_wan, video_shape, weights
 from models.rows import collate
 from models.wan import WanTower, unfold
@@ -41,7 +42,7 @@ def test_a_published_folder_becomes_our_tower(name: str, tmp_path: Path) -> None
     tower = WanTower(video_shape(source.config, cameras=3)).eval()
     digests = load_wan(tower, source)
     assert set(digests) == {p.name for p in source.files.values()} | {"config.json"}
-    source.verify(digests)
+    assert digests == source.digests()
     limits = replace(
         LIMITS, latent_channels=tower.shape.latent_channels, text_width=tower.shape.text_width
     )
@@ -105,7 +106,6 @@ def test_broken_folders_are_refused(published: Path, tmp_path: Path) -> None:
         with pytest.raises(DataError, match=message):
             weights(published)
     index.write_text(whole)
-    digests = weights(published).digests()
     shard = folder / file
     shard.write_bytes(shard.read_bytes()[:-10])
     with pytest.raises(DataError, match=f"{file}: expected a safetensors file, got"):
@@ -114,11 +114,13 @@ def test_broken_folders_are_refused(published: Path, tmp_path: Path) -> None:
     index.unlink()
     with pytest.raises(DataError, match="a file or shards with an index, got"):
         weights(published)
-    digests["config.json"] = "0" * 64
     alone = tmp_path / "alone"
     reference(SHAPES["wan2.1"]).save_pretrained(alone)
-    with pytest.raises(DataError, match=r"config\.json: expected 000"):
-        weights(alone).verify(digests)
+    digests = weights(alone).digests() | {"config.json": "0" * 64}
+    declared = tmp_path / "init.json"
+    declared.write_text(json.dumps({"video": {"from": str(alone), "sha256": digests}}))
+    with pytest.raises(DataError, match=r"video: .*config\.json: expected 000"):
+        initial.read(declared)
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:

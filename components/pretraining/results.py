@@ -109,6 +109,7 @@ def _validation(training: Training) -> dict[str, float] | None:
     for name, parameter in training.model.named_parameters():
         parameter.copy_(training.average[name])
     random = torch.Generator().manual_seed(training.config.seed)
+    training.model.eval()  # every event counts for the video, too
     found = training.losses(batch.to(training.device), random)
     return {name: float(found[name]) for name in training.model.terms}
 
