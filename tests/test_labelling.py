@@ -338,6 +338,28 @@ def test_only_the_page_itself_gets_answers(project: Path, address: str) -> None:
     assert (project / corrections.EVENTS).read_text() == ""
 
 
+def test_what_cannot_be_applied_is_not_written(project: Path, address: str, tmp_path: Path) -> None:
+    """Time beyond the end of an episode of 4.5 s, alone or beside a good row."""
+    place = f"{address}api/episodes/{'0' * 20}"
+    body = {"version": httpx.get(place).json()["version"], "author": "Eve"}
+    moment = {"time": "2026-01-02T00:00:00Z"}
+    good = moment | {"did": "kind", "times_s": [0, 1], "kinds": ["idle"]}
+    words = moment | {"did": "rename", "level": "action", "text": "wait", "start_s": 1}
+    for events, captions in (
+        ([good, good | {"times_s": [1, 99]}], []),
+        ([good], [words | {"end_s": 99}]),
+    ):
+        sent = body | {"events": events, "captions": captions}
+        answer = httpx.post(f"{place}/corrections", json=sent)
+        assert answer.status_code == 422 and "the episode's end" in answer.json()["error"]
+        for path in (corrections.EVENTS, corrections.CAPTIONS):
+            assert (project / path).read_text() == ""
+        assert httpx.get(place).status_code == 200
+    assert segmented(project, tmp_path / "events"), "the next run works"
+    sent = body | {"events": [good], "captions": [words | {"end_s": 2}]}
+    assert httpx.post(f"{place}/corrections", json=sent).status_code == 200
+
+
 def test_ctrl_c_ends_it_cleanly(project: Path) -> None:
     process, address = served(project, "run/first")
     assert httpx.get(address).status_code == 200
@@ -365,13 +387,15 @@ def test_what_is_wrong_is_said_before_the_page_opens(project: Path) -> None:
 def test_many_who_save_at_once_lose_nothing(tmp_path: Path) -> None:
     overlay = Overlay(tmp_path, tmp_path)
     about = {"author": "Ada", "time": "2026-01-02T00:00:00Z", "did": "merge", "kinds": ["motion"]}
+    times_s = np.arange(0, 50, 0.5)
 
     def save(number: int) -> int:
         row = about | {"episode_id": f"{number % 4}", "times_s": [number, number + 1]}
         one, tries = EventCorrection.model_validate(row), 1
         while True:
             try:
-                overlay.add(one.episode_id, overlay.of(one.episode_id).version, [one], [])
+                version = overlay.of(one.episode_id).version
+                overlay.add(one.episode_id, version, [one], [], times_s)
                 return tries
             except ChangedError:
                 tries += 1

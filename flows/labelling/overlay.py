@@ -1,7 +1,8 @@
 """The checkout's lists of corrections on disk: read, and added to without losing anybody's lines.
 
 Whoever saves says which version of the episode's corrections they had seen; where somebody else
-has added to it since, nothing is written. Files are replaced whole, under a lock.
+has added to it since, or a line cannot be applied, nothing is written. Files are replaced whole,
+under a lock.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ from pathlib import Path
 
 from components import corrections
 from components.corrections import CaptionCorrection, EventCorrection
+from components.errors import UserError
+from components.segmentation import corrected
+from components.segmentation.corrected import TOLERANCE_S, Seconds
 from flows import locks
 
 
@@ -69,12 +73,19 @@ class Overlay:
         version: str,
         events: Sequence[EventCorrection],
         captions: Sequence[CaptionCorrection],
+        times_s: Seconds,
     ) -> None:
-        """Add lines. ChangedError when the episode's corrections are not those of `version`."""
+        """Add lines; `times_s` (T,) are the episode's control steps.
+
+        ChangedError when the episode's corrections are not those of `version`, UserError when the
+        next run could not apply them.
+        """
         with locks.waited(self._lock):
             now = self.of(episode_id)
             if now.version != version:
                 raise ChangedError(now)
+            corrected.Overlay(times_s, [*now.events, *events])
+            _within(float(times_s[-1]), captions)
             for path, more in ((self.events, events), (self.captions, captions)):
                 if more:
                     _append(path, corrections.lines(more))
@@ -84,6 +95,16 @@ class Overlay:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         return path
+
+
+def _within(end_s: float, captions: Sequence[CaptionCorrection]) -> None:
+    """UserError when words are for time beyond the episode's end."""
+    for said in captions:
+        if said.end_s > end_s + TOLERANCE_S:
+            raise UserError(
+                f"words for episode {said.episode_id}: expected a span up to the episode's end "
+                f"({end_s:.3f} s); got {said.start_s:.3f} to {said.end_s:.3f}."
+            )
 
 
 def _append(path: Path, lines: str) -> None:

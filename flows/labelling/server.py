@@ -99,8 +99,9 @@ class Page:
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             return JSONResponse({"error": "; ".join(wrong)}, 422)
+        times_s = self.view.episode(episode_id).timestamps_s
         try:
-            self.overlay.add(episode_id, sent.version, events, captions)
+            self.overlay.add(episode_id, sent.version, events, captions, times_s)
         except ChangedError as changed:
             shown = self._shown(episode_id)
             return JSONResponse({"by": changed.said.last_author, "episode": shown}, 409)
