@@ -406,6 +406,36 @@ def test_many_who_save_at_once_lose_nothing(tmp_path: Path) -> None:
     assert sum(len(said.events) for said in overlay.read().values()) == 40
 
 
+def test_what_is_said_later_counts_later_whatever_the_clocks_say(tmp_path: Path) -> None:
+    """Bo's clock is ten minutes ahead; Ada saw his lines and saves three of her own after them."""
+    overlay, times_s = Overlay(tmp_path, tmp_path), np.arange(91) / FPS
+
+    def kind(author: str, time: str, kind: str) -> EventCorrection:
+        row = {"author": author, "time": f"2026-01-02T{time}Z", "episode_id": "e", "did": "kind"}
+        return EventCorrection.model_validate(row | {"times_s": [0, 1], "kinds": [kind]})
+
+    def words(author: str, time: str) -> CaptionCorrection:
+        row = {"author": author, "time": f"2026-01-02T{time}Z", "episode_id": "e", "text": author}
+        row |= {"did": "rename", "level": "action"}
+        return CaptionCorrection.model_validate(row | {"start_s": 0, "end_s": 1})
+
+    def add(events: list[EventCorrection], captions: list[CaptionCorrection]) -> None:
+        overlay.add("e", overlay.of("e").version, events, captions, times_s)
+
+    add([kind("Bo", "12:10:00", "idle")], [words("Bo", "12:09:59")])
+    hers = [kind("Ada", "12:00:30", "grasp"), kind("Ada", "12:00:32.5", "release")]
+    add(hers, [words("Ada", "12:00:31")])
+    said = overlay.of("e")
+    assert [row.kinds for row in said.events] == [("idle",), ("grasp",), ("release",)]
+    assert [row.text for row in said.captions] == ["Bo", "Ada"] and said.last_author == "Ada"
+    first, second = (row.time for row in said.events[1:])
+    assert first > said.events[0].time and (second - first).total_seconds() == 2.5
+    assert (said.captions[1].time - first).total_seconds() == 1
+    later = kind("Bo", "13:00:00", "motion")
+    add([later], [])
+    assert overlay.of("e").events[-1] == later, "a good clock is left alone"
+
+
 # --- clips ---------------------------------------------------------------------------------------
 
 
