@@ -18,6 +18,7 @@ import av
 import httpx
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from components import corrections, params, records
 from components.captioning import stage as captioning
@@ -27,8 +28,9 @@ from components.episodes import Episodes
 from components.errors import DataError, UserError
 from components.packets import Span
 from components.segmentation import stage as segmentation
-from flows.labelling import clips, found
+from flows.labelling import clips, found, server
 from flows.labelling.overlay import ChangedError, Overlay
+from flows.labelling.view import View
 from tests import made_episodes as made
 from tests import past_runs
 from tests.conftest import ROOT, first_commit, git, wamflow
@@ -379,6 +381,24 @@ def test_what_is_wrong_is_said_before_the_page_opens(project: Path) -> None:
     assert "no run here" in refused("nonsense") and "first" in refused("nonsense")
     (project / corrections.CAPTIONS).write_text("{}\n")
     assert "captions.jsonl:1: author: Field required" in refused()
+
+
+def test_the_clips_asked_for_last_are_kept(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "KEPT_CLIPS", 2)
+    view = View(found.Found("first", project / ".runs" / "first", CUT.min_event_s))
+    page = server.Page(view, Overlay(project, tmp_path), "Ada", tmp_path)
+    client = TestClient(server.app(page, "token"), base_url=f"http://{server.HOST}")
+
+    def asked(number: int) -> str:
+        answer = client.get(f"/token/api/episodes/{number:020x}/clips/0")
+        return str(answer.json()["video"])
+
+    first, second, _, third = (asked(number) for number in (0, 1, 0, 2))
+    codes = [client.get(f"/token/{video}").status_code for video in (first, second, third)]
+    assert codes == [200, 404, 200]
+    assert len(list(tmp_path.glob("*.mp4"))) == 2
 
 
 # --- the overlay on disk -------------------------------------------------------------------------
