@@ -85,6 +85,17 @@ def segmented(project: Path, events: Path, **values: float) -> list[dict[str, An
     return records.read(events / "events.parquet", records.EVENTS).to_pylist()
 
 
+def captioned(project: Path, events: Path, captions: Path) -> list[dict[str, Any]]:
+    """The first episode's actions in time order, with the project's corrections."""
+    episodes = project / ".runs" / "first" / "data" / "episodes"
+    captioning.run(episodes, events, project / corrections.CAPTIONS, captions, config=TELL)
+    rows = records.read(captions / "captions.parquet", records.CAPTIONS).to_pylist()
+    cut = records.read(events / "events.parquet", records.EVENTS).to_pylist()
+    ids = [row["event_id"] for row in cut if row["episode_id"] == "0" * 20]
+    actions = {row["event_id"]: row for row in rows if row["level"] == "action"}
+    return [actions[i] for i in ids]
+
+
 @pytest.fixture
 def project(run_template: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run_template, tmp_path / "project"))
@@ -247,6 +258,52 @@ def test_an_undone_deed_is_not_saved_and_unsaved_ones_wait(
     saved(page)
     last = lines(project / corrections.EVENTS)[-1]
     assert (last["did"], last["kinds"]) == ("revert", [])
+
+
+@pytest.mark.parametrize("then", ["", "another word", "x"])
+def test_words_of_an_event_that_is_split_stay_with_the_part_that_shows_them(
+    browser: Any, project: Path, address: str, tmp_path: Path, then: str
+) -> None:
+    """Split below its half, so that what was said before lies mostly in the right part."""
+    page = opened(browser, address)
+    page.fill("#words-action", "wait for the cup")
+    press(page, "Enter")
+    saved(page)
+    press(page, *["ArrowRight"] * 6, "s")
+    assert page.input_value("#words-action") == "", "the right part"
+    press(page, "ArrowLeft")
+    assert page.input_value("#words-action") == "wait for the cup"
+    if then == "x":
+        press(page, "x")
+    elif then:
+        page.fill("#words-action", then)
+        press(page, "Enter")
+    saved(page)
+    segmented(project, tmp_path / "events")
+    told = captioned(project, tmp_path / "events", tmp_path / "captions")
+    people = [row["text"] for row in told if row["captioner"] == "person"]
+    assert people == ([] if then == "x" else [then or "wait for the cup"])
+    events = httpx.get(f"{address}api/episodes/{'0' * 20}").json()["events"]
+    shown = [event["words"].get("action", {}).get("captioner") for event in events[:2]]
+    assert shown == [None if then == "x" else "person", "kinematics"]
+
+
+def test_words_do_not_wander_to_the_event_that_takes_their_time(
+    browser: Any, project: Path, address: str, tmp_path: Path
+) -> None:
+    """The first event's end is moved to its beginning: the second has most of its time now."""
+    page = opened(browser, address)
+    page.fill("#words-action", "wait for the cup")
+    press(page, "Enter", "ArrowDown", *["ArrowRight"] * 4, "s")  # a short second event
+    saved(page)
+    press(page, "ArrowUp", "ArrowUp", "ArrowDown", "Shift+[", *["["] * 6)  # its start, at 0.2 s
+    saved(page)
+    moved = lines(project / corrections.EVENTS)[-1]["times_s"]
+    assert moved == pytest.approx([0, 0.2, 1.2], abs=0.11)
+    segmented(project, tmp_path / "events")
+    told = captioned(project, tmp_path / "events", tmp_path / "captions")
+    assert [row["text"] for row in told if row["captioner"] == "person"] == ["wait for the cup"]
+    assert told[0]["captioner"] == "person"
 
 
 def test_boundaries_are_dragged_and_words_clicked(
