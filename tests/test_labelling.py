@@ -306,6 +306,43 @@ def test_words_do_not_wander_to_the_event_that_takes_their_time(
     assert told[0]["captioner"] == "person"
 
 
+def test_what_is_given_back_to_the_machine_is_shown_as_the_machines(
+    browser: Any, project: Path, tmp_path: Path
+) -> None:
+    """The run has a person's event and words; whoever reverts them sees that at once."""
+    data = project / ".runs" / "first" / "data"
+    about = {"author": "Ada", "time": "2026-01-02T00:00:00Z", "episode_id": "0" * 20}
+    kind = about | {"did": "kind", "times_s": [0, 0.5], "kinds": ["idle"]}
+    words = about | {"did": "rename", "start_s": 0, "end_s": 0.5, "level": "action", "text": "wait"}
+    (project / corrections.EVENTS).write_text(json.dumps(kind) + "\n")
+    (project / corrections.CAPTIONS).write_text(json.dumps(words) + "\n")
+    segmented(project, data / "events")
+    told = captioned(project, data / "events", data / "captions")
+    assert told[0]["text"] == "wait" and told[0]["machine_text"]
+    process, address = served(project)
+    try:
+        page = opened(browser, address)
+        assert page.inner_text("#bands").split("\n")[:2] == ["1 idle", "Ada"]
+        assert page.input_value("#words-action") == "wait"
+        press(page, "x")
+        for _ in range(2):
+            assert page.inner_text("#bands").split("\n")[1] == "the next run decides"
+            assert page.inner_text("#who").startswith("the next run decides")
+            assert page.input_value("#words-action") == told[0]["machine_text"]
+            saved(page)
+        shown = httpx.get(f"{address}api/episodes/{'0' * 20}").json()["events"]
+        assert [event["undecided"] for event in shown[:3]] == [True, True, False]
+        assert not any(event["person"] for event in shown)
+        assert {event["words"]["action"]["captioner"] for event in shown[1:]} == {"kinematics"}
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    rows = segmented(project, data / "events")
+    assert not any("person" in json.loads(row["evidence"]) for row in rows)
+    told = captioned(project, data / "events", data / "captions")
+    assert {row["captioner"] for row in told} == {"kinematics"}
+
+
 def test_boundaries_are_dragged_and_words_clicked(
     browser: Any, project: Path, address: str
 ) -> None:

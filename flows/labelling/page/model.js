@@ -3,6 +3,7 @@
 
 export const KINDS = ["motion", "grasp", "release", "idle"];
 export const LEVELS = ["task", "subtask", "action", "segment"];
+export const unsaid = (event) => (event.undecided ? "the next run decides" : "machine"); // whose an event is that no person speaks for
 const SAME_EVENT = 0.5; // as components/captioning/corrected.py: more than this in common
 
 export class Episode {
@@ -99,7 +100,7 @@ export class Episode {
     this.#act("accept", [event]);
     for (const level of LEVELS) {
       const words = event.words[level];
-      if (words && words.captioner !== "person") Object.assign(words, { captioner: "person", unsaved: "accept", time: now() });
+      if (words?.text && words.captioner !== "person") Object.assign(words, { captioner: "person", unsaved: "accept", time: now() });
     }
     return true;
   }
@@ -111,6 +112,7 @@ export class Episode {
     const span = [event.start_frame, event.end_frame].map((step) => this.time(step));
     if (event.person) this.acts.push({ did: "revert", times_s: span, kinds: [], time: now() });
     event.person = null;
+    event.undecided = true;
     for (const level of LEVELS) {
       const words = event.words[level];
       if (words?.captioner === "person") event.words[level] = { ...anchor(words), text: words.machine_text, captioner: "machine", unsaved: "revert", time: now() };
@@ -133,14 +135,14 @@ export class Episode {
   }
 
   captionRows() { // words are anchored to their event as it stands now, and are no other event's
-    const rows = [];
+    const rows = [], anchored = this.events.filter((event) => LEVELS.some((level) => event.words[level]?.start_s != null));
     for (const event of this.events) {
       const start_s = this.time(event.start_frame), end_s = this.time(event.end_frame);
       for (const level of LEVELS) {
         const words = event.words[level];
         const person = words?.captioner === "person";
         const adrift = person && words.start_s != null && !covers(words, start_s, end_s);
-        const stray = !person && this.events.some((other) => other !== event && covers(other.words[level], start_s, end_s));
+        const stray = !person && anchored.some((other) => other !== event && covers(other.words[level], start_s, end_s));
         const did = words?.unsaved || (adrift ? "rename" : stray ? "revert" : "");
         if (did) rows.push({ did, start_s, end_s, level, text: did === "revert" ? "" : words.text, time: words?.unsaved ? words.time : now() });
       }
