@@ -18,6 +18,7 @@ import av
 import httpx
 import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
 from components import corrections, params, records
 from components.captioning import stage as captioning
@@ -27,8 +28,9 @@ from components.episodes import Episodes
 from components.errors import DataError, UserError
 from components.packets import Span
 from components.segmentation import stage as segmentation
-from flows.labelling import clips, found
+from flows.labelling import clips, found, server
 from flows.labelling.overlay import ChangedError, Overlay
+from flows.labelling.view import View
 from tests import made_episodes as made
 from tests import past_runs
 from tests.conftest import ROOT, first_commit, git, wamflow
@@ -81,6 +83,17 @@ def segmented(project: Path, events: Path, **values: float) -> list[dict[str, An
     episodes = project / ".runs" / "first" / "data" / "episodes"
     segmentation.run(episodes, project / corrections.EVENTS, events, config=config)
     return records.read(events / "events.parquet", records.EVENTS).to_pylist()
+
+
+def captioned(project: Path, events: Path, captions: Path) -> list[dict[str, Any]]:
+    """The first episode's actions in time order, with the project's corrections."""
+    episodes = project / ".runs" / "first" / "data" / "episodes"
+    captioning.run(episodes, events, project / corrections.CAPTIONS, captions, config=TELL)
+    rows = records.read(captions / "captions.parquet", records.CAPTIONS).to_pylist()
+    cut = records.read(events / "events.parquet", records.EVENTS).to_pylist()
+    ids = [row["event_id"] for row in cut if row["episode_id"] == "0" * 20]
+    actions = {row["event_id"]: row for row in rows if row["level"] == "action"}
+    return [actions[i] for i in ids]
 
 
 @pytest.fixture
@@ -247,6 +260,89 @@ def test_an_undone_deed_is_not_saved_and_unsaved_ones_wait(
     assert (last["did"], last["kinds"]) == ("revert", [])
 
 
+@pytest.mark.parametrize("then", ["", "another word", "x"])
+def test_words_of_an_event_that_is_split_stay_with_the_part_that_shows_them(
+    browser: Any, project: Path, address: str, tmp_path: Path, then: str
+) -> None:
+    """Split below its half, so that what was said before lies mostly in the right part."""
+    page = opened(browser, address)
+    page.fill("#words-action", "wait for the cup")
+    press(page, "Enter")
+    saved(page)
+    press(page, *["ArrowRight"] * 6, "s")
+    assert page.input_value("#words-action") == "", "the right part"
+    press(page, "ArrowLeft")
+    assert page.input_value("#words-action") == "wait for the cup"
+    if then == "x":
+        press(page, "x")
+    elif then:
+        page.fill("#words-action", then)
+        press(page, "Enter")
+    saved(page)
+    segmented(project, tmp_path / "events")
+    told = captioned(project, tmp_path / "events", tmp_path / "captions")
+    people = [row["text"] for row in told if row["captioner"] == "person"]
+    assert people == ([] if then == "x" else [then or "wait for the cup"])
+    events = httpx.get(f"{address}api/episodes/{'0' * 20}").json()["events"]
+    shown = [event["words"].get("action", {}).get("captioner") for event in events[:2]]
+    assert shown == [None if then == "x" else "person", "kinematics"]
+
+
+def test_words_do_not_wander_to_the_event_that_takes_their_time(
+    browser: Any, project: Path, address: str, tmp_path: Path
+) -> None:
+    """The first event's end is moved to its beginning: the second has most of its time now."""
+    page = opened(browser, address)
+    page.fill("#words-action", "wait for the cup")
+    press(page, "Enter", "ArrowDown", *["ArrowRight"] * 4, "s")  # a short second event
+    saved(page)
+    press(page, "ArrowUp", "ArrowUp", "ArrowDown", "Shift+[", *["["] * 6)  # its start, at 0.2 s
+    saved(page)
+    moved = lines(project / corrections.EVENTS)[-1]["times_s"]
+    assert moved == pytest.approx([0, 0.2, 1.2], abs=0.11)
+    segmented(project, tmp_path / "events")
+    told = captioned(project, tmp_path / "events", tmp_path / "captions")
+    assert [row["text"] for row in told if row["captioner"] == "person"] == ["wait for the cup"]
+    assert told[0]["captioner"] == "person"
+
+
+def test_what_is_given_back_to_the_machine_is_shown_as_the_machines(
+    browser: Any, project: Path, tmp_path: Path
+) -> None:
+    """The run has a person's event and words; whoever reverts them sees that at once."""
+    data = project / ".runs" / "first" / "data"
+    about = {"author": "Ada", "time": "2026-01-02T00:00:00Z", "episode_id": "0" * 20}
+    kind = about | {"did": "kind", "times_s": [0, 0.5], "kinds": ["idle"]}
+    words = about | {"did": "rename", "start_s": 0, "end_s": 0.5, "level": "action", "text": "wait"}
+    (project / corrections.EVENTS).write_text(json.dumps(kind) + "\n")
+    (project / corrections.CAPTIONS).write_text(json.dumps(words) + "\n")
+    segmented(project, data / "events")
+    told = captioned(project, data / "events", data / "captions")
+    assert told[0]["text"] == "wait" and told[0]["machine_text"]
+    process, address = served(project)
+    try:
+        page = opened(browser, address)
+        assert page.inner_text("#bands").split("\n")[:2] == ["1 idle", "Ada"]
+        assert page.input_value("#words-action") == "wait"
+        press(page, "x")
+        for _ in range(2):
+            assert page.inner_text("#bands").split("\n")[1] == "the next run decides"
+            assert page.inner_text("#who").startswith("the next run decides")
+            assert page.input_value("#words-action") == told[0]["machine_text"]
+            saved(page)
+        shown = httpx.get(f"{address}api/episodes/{'0' * 20}").json()["events"]
+        assert [event["undecided"] for event in shown[:3]] == [True, True, False]
+        assert not any(event["person"] for event in shown)
+        assert {event["words"]["action"]["captioner"] for event in shown[1:]} == {"kinematics"}
+    finally:
+        process.terminate()
+        process.communicate(timeout=60)
+    rows = segmented(project, data / "events")
+    assert not any("person" in json.loads(row["evidence"]) for row in rows)
+    told = captioned(project, data / "events", data / "captions")
+    assert {row["captioner"] for row in told} == {"kinematics"}
+
+
 def test_boundaries_are_dragged_and_words_clicked(
     browser: Any, project: Path, address: str
 ) -> None:
@@ -338,6 +434,28 @@ def test_only_the_page_itself_gets_answers(project: Path, address: str) -> None:
     assert (project / corrections.EVENTS).read_text() == ""
 
 
+def test_what_cannot_be_applied_is_not_written(project: Path, address: str, tmp_path: Path) -> None:
+    """Time beyond the end of an episode of 4.5 s, alone or beside a good row."""
+    place = f"{address}api/episodes/{'0' * 20}"
+    body = {"version": httpx.get(place).json()["version"], "author": "Eve"}
+    moment = {"time": "2026-01-02T00:00:00Z"}
+    good = moment | {"did": "kind", "times_s": [0, 1], "kinds": ["idle"]}
+    words = moment | {"did": "rename", "level": "action", "text": "wait", "start_s": 1}
+    for events, captions in (
+        ([good, good | {"times_s": [1, 99]}], []),
+        ([good], [words | {"end_s": 99}]),
+    ):
+        sent = body | {"events": events, "captions": captions}
+        answer = httpx.post(f"{place}/corrections", json=sent)
+        assert answer.status_code == 422 and "the episode's end" in answer.json()["error"]
+        for path in (corrections.EVENTS, corrections.CAPTIONS):
+            assert (project / path).read_text() == ""
+        assert httpx.get(place).status_code == 200
+    assert segmented(project, tmp_path / "events"), "the next run works"
+    sent = body | {"events": [good], "captions": [words | {"end_s": 2}]}
+    assert httpx.post(f"{place}/corrections", json=sent).status_code == 200
+
+
 def test_ctrl_c_ends_it_cleanly(project: Path) -> None:
     process, address = served(project, "run/first")
     assert httpx.get(address).status_code == 200
@@ -359,19 +477,39 @@ def test_what_is_wrong_is_said_before_the_page_opens(project: Path) -> None:
     assert "captions.jsonl:1: author: Field required" in refused()
 
 
+def test_the_clips_asked_for_last_are_kept(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "KEPT_CLIPS", 2)
+    view = View(found.Found("first", project / ".runs" / "first", CUT.min_event_s))
+    page = server.Page(view, Overlay(project, tmp_path), "Ada", tmp_path)
+    client = TestClient(server.app(page, "token"), base_url=f"http://{server.HOST}")
+
+    def asked(number: int) -> str:
+        answer = client.get(f"/token/api/episodes/{number:020x}/clips/0")
+        return str(answer.json()["video"])
+
+    first, second, _, third = (asked(number) for number in (0, 1, 0, 2))
+    codes = [client.get(f"/token/{video}").status_code for video in (first, second, third)]
+    assert codes == [200, 404, 200]
+    assert len(list(tmp_path.glob("*.mp4"))) == 2
+
+
 # --- the overlay on disk -------------------------------------------------------------------------
 
 
 def test_many_who_save_at_once_lose_nothing(tmp_path: Path) -> None:
     overlay = Overlay(tmp_path, tmp_path)
     about = {"author": "Ada", "time": "2026-01-02T00:00:00Z", "did": "merge", "kinds": ["motion"]}
+    times_s = np.arange(0, 50, 0.5)
 
     def save(number: int) -> int:
         row = about | {"episode_id": f"{number % 4}", "times_s": [number, number + 1]}
         one, tries = EventCorrection.model_validate(row), 1
         while True:
             try:
-                overlay.add(one.episode_id, overlay.of(one.episode_id).version, [one], [])
+                version = overlay.of(one.episode_id).version
+                overlay.add(one.episode_id, version, [one], [], times_s)
                 return tries
             except ChangedError:
                 tries += 1
@@ -380,6 +518,36 @@ def test_many_who_save_at_once_lose_nothing(tmp_path: Path) -> None:
         assert sum(people.map(save, range(40))) >= 40
     assert len(lines(tmp_path / corrections.EVENTS)) == 40
     assert sum(len(said.events) for said in overlay.read().values()) == 40
+
+
+def test_what_is_said_later_counts_later_whatever_the_clocks_say(tmp_path: Path) -> None:
+    """Bo's clock is ten minutes ahead; Ada saw his lines and saves three of her own after them."""
+    overlay, times_s = Overlay(tmp_path, tmp_path), np.arange(91) / FPS
+
+    def kind(author: str, time: str, kind: str) -> EventCorrection:
+        row = {"author": author, "time": f"2026-01-02T{time}Z", "episode_id": "e", "did": "kind"}
+        return EventCorrection.model_validate(row | {"times_s": [0, 1], "kinds": [kind]})
+
+    def words(author: str, time: str) -> CaptionCorrection:
+        row = {"author": author, "time": f"2026-01-02T{time}Z", "episode_id": "e", "text": author}
+        row |= {"did": "rename", "level": "action"}
+        return CaptionCorrection.model_validate(row | {"start_s": 0, "end_s": 1})
+
+    def add(events: list[EventCorrection], captions: list[CaptionCorrection]) -> None:
+        overlay.add("e", overlay.of("e").version, events, captions, times_s)
+
+    add([kind("Bo", "12:10:00", "idle")], [words("Bo", "12:09:59")])
+    hers = [kind("Ada", "12:00:30", "grasp"), kind("Ada", "12:00:32.5", "release")]
+    add(hers, [words("Ada", "12:00:31")])
+    said = overlay.of("e")
+    assert [row.kinds for row in said.events] == [("idle",), ("grasp",), ("release",)]
+    assert [row.text for row in said.captions] == ["Bo", "Ada"] and said.last_author == "Ada"
+    first, second = (row.time for row in said.events[1:])
+    assert first > said.events[0].time and (second - first).total_seconds() == 2.5
+    assert (said.captions[1].time - first).total_seconds() == 1
+    later = kind("Bo", "13:00:00", "motion")
+    add([later], [])
+    assert overlay.of("e").events[-1] == later, "a good clock is left alone"
 
 
 # --- clips ---------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class Page:
 
     def __init__(self, view: View, overlay: Overlay, author: str, scratch: Path) -> None:
         self.view, self.overlay, self.author, self.scratch = view, overlay, author, scratch
-        self._cuts: dict[str, float] = {}  # name of a clip -> where its episode starts
+        self._cuts: dict[str, float] = {}  # clip -> its episode's start; last asked for, last
         self._cutting = Lock()
 
     def episodes(self, _: Request) -> Response:
@@ -99,8 +99,9 @@ class Page:
         except ValidationError as error:
             wrong = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             return JSONResponse({"error": "; ".join(wrong)}, 422)
+        times_s = self.view.episode(episode_id).timestamps_s
         try:
-            self.overlay.add(episode_id, sent.version, events, captions)
+            self.overlay.add(episode_id, sent.version, events, captions, times_s)
         except ChangedError as changed:
             shown = self._shown(episode_id)
             return JSONResponse({"by": changed.said.last_author, "episode": shown}, 409)
@@ -125,11 +126,14 @@ class Page:
         key = f"{episode.episode_id}/{number}"
         name = f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.mp4"
         with self._cutting:
-            if name not in self._cuts:
+            start_s = self._cuts.get(name)
+            if start_s is None:
                 place = self.scratch / name
-                self._cuts[name] = clips.cut(episode, cameras[number], self.view.root, place)
-                self._forget()
-            return name, self._cuts[name]
+                start_s = clips.cut(episode, cameras[number], self.view.root, place)
+            others = {other: at_s for other, at_s in self._cuts.items() if other != name}
+            self._cuts = others | {name: start_s}
+            self._forget()
+            return name, start_s
 
     def _forget(self) -> None:
         """Keep the clips that were asked for last."""

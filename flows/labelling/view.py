@@ -1,6 +1,8 @@
 """What the page shows of an episode: its events with evidence and words, and its signals.
 
-The run's own tables, with what people said since laid over them as the next run will do.
+The run's own tables, with what people say now laid over them as the next run will do. Where the run
+has what people no longer say, the machine's words hold, and the event is `undecided`: what the
+machine's own cut is there, the next run finds out.
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ class Words:
     start_s: float | None = None  # what a person's words are anchored to
     end_s: float | None = None
     wrong: str = ""  # what the checks found
+    undecided: bool = False  # the run has a person's words that hold no longer
 
 
 class View:
@@ -98,15 +101,7 @@ class View:
             "times_s": episode.timestamps_s.tolist(),
             "cameras": [name.removeprefix("observation.images.") for name in sorted(episode.clips)],
             "signals": signals(episode),
-            "events": [
-                {
-                    **{k: row[k] for k in ("start_frame", "end_frame", "kind", "score")},
-                    "evidence": (evidence := json.loads(row["evidence"])),
-                    "person": evidence.pop(PERSON, None),
-                    "words": {level: vars(each) for level, each in words[row["event_id"]].items()},
-                }
-                for row in rows
-            ],
+            "events": [_event(row, words[row["event_id"]], overlay) for row in rows],
         }
 
     def _words(
@@ -127,29 +122,52 @@ class View:
                 captioner=PERSON,
                 author=about["author"],
                 time=about["time"],
-                machine_text=before.machine_text or before.text if before else "",
+                machine_text=before.text if before else "",
                 start_s=one.start_s,
                 end_s=one.end_s,
             )
         return found
 
     def _told(self, event_ids: list[str]) -> dict[str, dict[str, Words]]:
-        """Texts of the run by event and level; an older run may lack some columns."""
+        """The machine's texts in the run by event and level; an older run may lack some columns."""
         found: dict[str, dict[str, Words]] = {}
         if self._captions is None:
             return found
         mine = pc.is_in(self._captions["event_id"], value_set=pa.array(event_ids))
         for row in self._captions.filter(mine).to_pylist():
+            of_event = found.setdefault(row["event_id"], {})
+            if row["captioner"] == PERSON:
+                machines = row.get("machine_text") or ""
+                of_event[row["level"]] = Words(machines, "machine", undecided=True)
+                continue
             verdicts = json.loads(row.get("checks") or "{}")
-            found.setdefault(row["event_id"], {})[row["level"]] = Words(
+            of_event[row["level"]] = Words(
                 text=row["text"],
                 captioner=row["captioner"],
-                author=row.get("author") or "",
-                time=row.get("time") or "",
-                machine_text=row.get("machine_text") or "",
                 wrong="; ".join(v for k, v in verdicts.items() if v != "ok" and k != "fallback"),
             )
         return found
+
+
+def _event(row: Row, words: dict[str, Words], overlay: Overlay) -> Row:
+    """One event for the page."""
+    evidence = json.loads(row["evidence"])
+    person = evidence.pop(PERSON, None)
+    void = bool(person) and not _stands(row, person, overlay)
+    return {
+        **{k: row[k] for k in ("start_frame", "end_frame", "kind", "score")},
+        "evidence": evidence,
+        "person": None if void else person,
+        "undecided": void or any(each.undecided for each in words.values()),
+        "words": {level: vars(each) for level, each in words.items()},
+    }
+
+
+def _stands(row: Row, person: dict[str, str], overlay: Overlay) -> bool:
+    """Whether people still say what the row's evidence says of them."""
+    if person.get("of") == "boundary":
+        return row["start_frame"] in overlay.edges
+    return (row["start_frame"], row["end_frame"]) in overlay.pieces
 
 
 def _origin(row: Row, machine: list[Row]) -> str:

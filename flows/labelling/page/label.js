@@ -1,6 +1,6 @@
 // The page: list of episodes, keys, the event's card, saving. model.js says what a deed does.
 
-import { Episode, KINDS, LEVELS } from "./model.js";
+import { Episode, KINDS, LEVELS, unsaid } from "./model.js";
 import { Player } from "./player.js";
 import { Timeline } from "./timeline.js";
 
@@ -137,7 +137,7 @@ function draw() {
   const event = episode.events[number];
   const span = [event.start_frame, event.end_frame].map((step) => episode.time(step).toFixed(3));
   $("which").textContent = `Event ${number + 1} of ${episode.events.length}`;
-  $("who").replaceChildren(badge(event.person), ` ${span[0]} s to ${span[1]} s`);
+  $("who").replaceChildren(badge(event), ` ${span[0]} s to ${span[1]} s`);
   $("kinds").replaceChildren(...KINDS.map((kind, i) => {
     const button = document.createElement("button");
     button.textContent = `${i + 1} ${kind}`;
@@ -150,10 +150,10 @@ function draw() {
   drawEvidence(event);
 }
 
-function badge(person) {
-  const made = document.createElement("span");
+function badge(event) {
+  const made = document.createElement("span"), person = event.person;
   made.className = person ? "badge person" : "badge";
-  if (!person) made.textContent = "machine";
+  if (!person) made.textContent = unsaid(event);
   else if (person.unsaved) made.textContent = `you: ${person.did} (not saved)`;
   else made.textContent = `${person.author}: ${person.did}, ${day(person.time)}`;
   return made;

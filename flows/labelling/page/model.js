@@ -3,6 +3,7 @@
 
 export const KINDS = ["motion", "grasp", "release", "idle"];
 export const LEVELS = ["task", "subtask", "action", "segment"];
+export const unsaid = (event) => (event.undecided ? "the next run decides" : "machine"); // whose an event is that no person speaks for
 const SAME_EVENT = 0.5; // as components/captioning/corrected.py: more than this in common
 
 export class Episode {
@@ -89,7 +90,7 @@ export class Episode {
     text = text.trim().replace(/\s+/g, " ");
     if (!text || text === before?.text) return false;
     this.#remember();
-    event.words[level] = { text, captioner: "person", unsaved: "rename", time: now(), machine_text: before?.machine_text || before?.text || "" };
+    event.words[level] = { ...anchor(before), text, captioner: "person", unsaved: "rename", time: now(), machine_text: before?.machine_text || before?.text || "" };
     return true;
   }
 
@@ -99,7 +100,7 @@ export class Episode {
     this.#act("accept", [event]);
     for (const level of LEVELS) {
       const words = event.words[level];
-      if (words && words.captioner !== "person") Object.assign(words, { captioner: "person", unsaved: "accept", time: now() });
+      if (words?.text && words.captioner !== "person") Object.assign(words, { captioner: "person", unsaved: "accept", time: now() });
     }
     return true;
   }
@@ -111,9 +112,10 @@ export class Episode {
     const span = [event.start_frame, event.end_frame].map((step) => this.time(step));
     if (event.person) this.acts.push({ did: "revert", times_s: span, kinds: [], time: now() });
     event.person = null;
+    event.undecided = true;
     for (const level of LEVELS) {
       const words = event.words[level];
-      if (words?.captioner === "person") event.words[level] = { text: words.machine_text, captioner: "machine", unsaved: "revert", time: now() };
+      if (words?.captioner === "person") event.words[level] = { ...anchor(words), text: words.machine_text, captioner: "machine", unsaved: "revert", time: now() };
     }
     return true;
   }
@@ -132,15 +134,17 @@ export class Episode {
     return this.acts.map(({ did, times_s, kinds, time }) => ({ did, times_s, kinds, time }));
   }
 
-  captionRows() { // words are anchored to their event as it stands now
-    const rows = [];
+  captionRows() { // words are anchored to their event as it stands now, and are no other event's
+    const rows = [], anchored = this.events.filter((event) => LEVELS.some((level) => event.words[level]?.start_s != null));
     for (const event of this.events) {
       const start_s = this.time(event.start_frame), end_s = this.time(event.end_frame);
       for (const level of LEVELS) {
         const words = event.words[level];
-        if (!words) continue;
-        const did = words.unsaved || (adrift(words, start_s, end_s) ? "rename" : "");
-        if (did) rows.push({ did, start_s, end_s, level, text: did === "revert" ? "" : words.text, time: words.unsaved ? words.time : now() });
+        const person = words?.captioner === "person";
+        const adrift = person && words.start_s != null && !covers(words, start_s, end_s);
+        const stray = !person && anchored.some((other) => other !== event && covers(other.words[level], start_s, end_s));
+        const did = words?.unsaved || (adrift ? "rename" : stray ? "revert" : "");
+        if (did) rows.push({ did, start_s, end_s, level, text: did === "revert" ? "" : words.text, time: words?.unsaved ? words.time : now() });
       }
     }
     return rows;
@@ -164,11 +168,15 @@ export class Episode {
   }
 }
 
-function adrift(words, start_s, end_s) { // a person's words whose event is no longer that event
-  if (words.captioner !== "person" || words.start_s == null) return false;
+function anchor(words) { // the span for which a person's words were saved, if they were
+  return { start_s: words?.start_s, end_s: words?.end_s };
+}
+
+function covers(words, start_s, end_s) { // whether the next run finds that span in this event
+  if (words?.start_s == null) return false;
   const shared = Math.min(end_s, words.end_s) - Math.max(start_s, words.start_s);
   const covered = Math.max(end_s, words.end_s) - Math.min(start_s, words.start_s);
-  return shared <= SAME_EVENT * covered;
+  return shared > SAME_EVENT * covered;
 }
 
 let latest = 0;

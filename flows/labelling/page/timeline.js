@@ -1,5 +1,7 @@
 // The timeline: a ruler, a band for each event, curves of the signals, boundaries and the playhead.
 
+import { unsaid } from "./model.js";
+
 const LINES = { "arm speed": "#1b6ca8", "gripper": "#111111", "gripper command": "#d95f02" };
 const $ = (id) => document.getElementById(id);
 
@@ -82,7 +84,7 @@ export class Timeline {
       band.style.width = `${100 * (Math.min(end_s, this.to_s) - Math.max(start_s, this.from_s)) / (this.to_s - this.from_s)}%`;
       const title = document.createElement("b"), by = document.createElement("small");
       title.textContent = `${number + 1} ${event.kind}`;
-      by.textContent = event.person ? (event.person.unsaved ? "you, not saved" : event.person.author) : "machine";
+      by.textContent = event.person ? (event.person.unsaved ? "you, not saved" : event.person.author) : unsaid(event);
       band.title = `${title.textContent}: ${by.textContent}`;
       band.append(title, by);
       bands.push(band);
