@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from components.corrections import CaptionCorrection
+from components.records import PERSON
 
 Row = dict[str, Any]
 Placed = dict[tuple[str, str], CaptionCorrection]  # by event id and level
 Verdict = Callable[[str, str, str], str]  # event id, level, text -> the row's `checks`
 
-PERSON = "person"
 SAME_EVENT = 0.5  # of what span and event cover together, more than this must be common
 
 

@@ -230,7 +230,7 @@ def people(said: Said, by_episode: EventsByEpisode, made: pa.Table) -> People:
     """What became of what people said."""
     here = {i: each for i, each in said.items() if i in by_episode}
     corrections = sum(map(len, said.values()))
-    theirs = chosen(made, marked(made["captioner"], [corrected.PERSON]))
+    theirs = chosen(made, marked(made["captioner"], [records.PERSON]))
     return People(
         corrections=corrections,
         captions=theirs.num_rows,

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from components import records
-from components.captioning.corrected import PERSON, SAME_EVENT, placed
+from components.captioning.corrected import SAME_EVENT, placed
 from components.episodes import Episode, Episodes
+from components.records import PERSON
 from components.segmentation.corrected import Overlay, Row
 from flows.labelling.found import Found
 from flows.labelling.overlay import Said
