@@ -3,7 +3,7 @@
 A section of `params.yaml` becomes one parameter of the flow: the stage's `Config` with the values
 of the section as defaults, so that the Prefect UI shows names, bounds, units and what is set now.
 Only what differs from the form's defaults goes into a run, or what the command line says; an older
-revision keeps its own values.
+revision keeps its own values. In the form a mapping, like `segmentation.refinement`, is one value.
 """
 
 from __future__ import annotations
