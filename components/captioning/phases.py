@@ -157,18 +157,18 @@ def _hand(episode: Episode, event: Row) -> _Hand:
 
 
 def _which(episode: Episode, event: Row) -> frozenset[str]:
-    """Whose fingers close or open in an event: those told to, else all."""
+    """Whose fingers close or open in an event: those told to, else all that ever move."""
     told = episode.gripper_command is not None
     values = episode.gripper_command if told else episode.gripper
     names = gripper_names(episode.action_names if told else episode.state_names)
     assert values is not None, episode.episode_id
-    hands = [episode.hand_of(name) for name in names]
     start_s = float(episode.timestamps_s[event["start_frame"]]) - EARLY_S
     span = values[np.searchsorted(episode.timestamps_s, start_s) : event["end_frame"]]
-    turned = np.ptp(span, axis=0) > CHANGE * np.ptp(values, axis=0)
-    return frozenset(hand for hand, does in zip(hands, turned, strict=True) if does) or frozenset(
-        hands
-    )
+    whole = np.ptp(values, axis=0)
+    moves = whole >= MOVED * whole.max()
+    turned = moves & (np.ptp(span, axis=0) > CHANGE * whole)
+    those = turned if turned.any() else moves
+    return frozenset(episode.hand_of(name) for name, one in zip(names, those, strict=True) if one)
 
 
 def _commanded(episode: Episode, event: Row) -> bool:
