@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import time
@@ -317,6 +318,30 @@ def test_the_rate_is_kept(server: Server, data: Path, tmp_path: Path) -> None:
     caption(data, tmp_path / "captions", asking(server, requests_per_minute=60 / 0.05))
     starts = sorted(r["time_s"] for r in server.seen)
     assert starts[-1] - starts[0] >= 0.05 * (len(starts) - 1) * 0.9
+
+
+def test_a_pause_holds_who_waits_already_and_the_rate_is_kept_after_it() -> None:
+    pace = endpoint.Pace(60 / 0.05)
+    starts: list[float] = []
+
+    async def start() -> None:
+        await pace.turn()
+        starts.append(time.monotonic())
+
+    async def several() -> float:
+        waiting = [asyncio.create_task(start()) for _ in range(5)]
+        await asyncio.sleep(0.08)
+        began = time.monotonic()
+        for pause_s in (0.3, *[0.2] * 20):  # all within the first one
+            pace.hold(pause_s)
+        await asyncio.gather(*waiting, start())
+        return began
+
+    began = asyncio.run(several())
+    held = [at - began for at in starts if at > began]
+    assert len(held) > 1
+    assert all(after_s > 0.29 + 0.05 * place for place, after_s in enumerate(held))
+    assert held[-1] < 2, "pauses at the same time do not add up"
 
 
 @pytest.mark.parametrize(

@@ -56,21 +56,26 @@ class Spent:
 
 
 class Pace:
-    """At most so many starts a minute; a pause holds everybody."""
+    """At most so many starts a minute; a pause holds everybody, who waits already too."""
 
     def __init__(self, per_minute: float) -> None:
         self._gap_s = 60.0 / per_minute
-        self._next = 0.0
+        self._next = 0.0  # start, by a clock that stands still while there is a pause
+        self._paused_s = 0.0  # in all
+        self._until = 0.0  # end of the last pause
 
     async def turn(self) -> None:
         """Return when the next request may start."""
-        start = max(self._next, time.monotonic())
+        start = max(self._next, max(self._until, time.monotonic()) - self._paused_s)
         self._next = start + self._gap_s
-        await asyncio.sleep(start - time.monotonic())
+        while (left_s := start + self._paused_s - time.monotonic()) > 0:
+            await asyncio.sleep(left_s)
 
     def hold(self, seconds: float) -> None:
         """Nobody starts within the next `seconds`."""
-        self._next = max(self._next, time.monotonic() + seconds)
+        begins = max(self._until, time.monotonic())
+        self._until = max(begins, time.monotonic() + seconds)
+        self._paused_s += self._until - begins
 
 
 class _TryAgainError(Exception):
