@@ -344,6 +344,87 @@ def test_a_pause_holds_who_waits_already_and_the_rate_is_kept_after_it() -> None
     assert held[-1] < 2, "pauses at the same time do not add up"
 
 
+# --- an error that comes with success, as some gateways send it ---------------------------------
+
+
+def error(**about: Any) -> Any:
+    document = {"error": {"message": f"{SECRET} upstream " + "x" * 5000} | about}
+    return status(200, json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        error(code=429),
+        error(code="503"),
+        error(code="rate_limit_exceeded"),
+        error(code=None),
+        error(code=10**4000),
+        error(code=True),
+        error(),
+        status(200, b'{"error": "the model is loading", "choices": []}'),
+        status(200, b'{"error": {}}'),
+    ],
+)
+def test_an_error_with_success_is_no_answer_and_is_tried_again(
+    act: Any, server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.acts = [act]
+    config = asking(server, concurrent=1, asks=1)
+    report, _ = caption(data, tmp_path / "captions", config)
+    assert report.fallbacks == {}
+    assert len(server.seen) == 2 * EVENTS + 1
+    server.usual = act
+    with pytest.raises(TemporaryError, match=r"does not answer.*HTTP 200 with error") as failure:
+        caption(data, tmp_path / "other", asking(server, model="another"))
+    assert SECRET not in str(failure.value) and len(str(failure.value)) < 2 * endpoint.SAID
+    server.usual = says(json.dumps(GOOD))
+    report, _ = caption(data, tmp_path / "other", asking(server, model="another"))
+    assert report.fallbacks == {}, "nothing was kept of what failed"
+
+
+def test_retry_after_of_an_error_with_success_is_waited_for(
+    server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.acts = [status(200, b'{"error": {"code": 429}}', Retry_After="0.4")]
+    caption(data, tmp_path / "captions", asking(server, concurrent=1))
+    assert server.seen[1]["time_s"] - server.seen[0]["time_s"] >= 0.4
+
+
+@pytest.mark.parametrize("code", [400, "422"])
+def test_an_error_with_success_about_one_question_stops_no_other(
+    code: Any, server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.acts = [says(json.dumps(GOOD)), error(code=code)]
+    report, _ = caption(data, tmp_path / "captions", asking(server, concurrent=1))
+    assert list(report.fallbacks.values()) == [3]
+    (reason,) = report.fallbacks
+    assert "refused" in reason and "***" in reason and len(reason) < 2 * endpoint.SAID
+    assert len(server.seen) == 2 * EVENTS
+
+
+@pytest.mark.parametrize("code", [401, "402", 404])
+def test_an_error_with_success_about_us_is_said_without_the_key(
+    code: Any, server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.usual = error(code=code)
+    with pytest.raises(UserError, match=rf"captioning.*error {code}.*upstream") as failure:
+        caption(data, tmp_path / "captions", asking(server))
+    assert SECRET not in str(failure.value) and len(str(failure.value)) < 3 * endpoint.SAID
+
+
+def test_an_error_beside_a_reply_is_only_a_note(server: Server, data: Path, tmp_path: Path) -> None:
+    message = {"role": "assistant", "content": json.dumps(GOOD)}
+    document = {"choices": [{"message": message}], "error": {"code": 429}}
+    server.usual = status(200, json.dumps(document).encode())
+    report, _ = caption(data, tmp_path / "captions", asking(server))
+    assert report.fallbacks == {}
+    assert len(server.seen) == 2 * EVENTS
+
+
+# --- a server that does not want us --------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     "act",
     [
