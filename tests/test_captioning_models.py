@@ -284,6 +284,28 @@ def test_a_server_that_never_answers_is_a_temporary_error(
     assert not (tmp_path / "captions").exists()
 
 
+def test_a_question_without_an_answer_fails_the_stage_and_only_it_is_asked_again(
+    server: Server, data: Path, tmp_path: Path
+) -> None:
+    good = says(json.dumps(GOOD))
+    server.acts = [good, says("no idea"), good, status(503), good, good, status(500), good]
+    config = asking(server, concurrent=1, tries=1, asks=1)
+    with pytest.raises(TemporaryError, match=rf"captioning: 2 of {2 * EVENTS} .*HTTP 500") as lost:
+        caption(data, tmp_path / "captions", config)
+    assert "What was answered is kept and not paid for again. Run again" in str(lost.value)
+    assert not (tmp_path / "captions").exists()
+    assert (tmp_path / "report/captioning/requests.json").exists()
+    assert len(server.seen) == 2 * EVENTS, "the others are asked all the same"
+    server.seen.clear()
+    report, rows = caption(data, tmp_path / "captions", config)
+    assert len(server.seen) == 2
+    assert report.fallbacks == {"openai: reply is no JSON object": 3}, "it was answered, badly"
+    assert report.captioners["openai"] == 6 * EVENTS - 3
+    assert (report.input_tokens, report.output_tokens) == (1000, 200)
+    assert caption(data, tmp_path / "again", config) == (report, rows)
+    assert len(server.seen) == 2
+
+
 def test_nobody_there_is_a_temporary_error(server: Server, data: Path, tmp_path: Path) -> None:
     closed = asking(server, base_url="http://127.0.0.1:9/v1", tries=1)
     with pytest.raises(TemporaryError, match="ConnectError"):
