@@ -484,7 +484,8 @@ def test_demonstrations_of_one_task_are_told_alike() -> None:
         told = Counter[tuple[str, ...]]()
         for episode in made.demonstrations(task, range(8)):
             events = segmentation.event_rows(episode, segmentation.cut_all([episode], LIMITS)[0])
-            (said,) = rows.caption_rows([rows.told(episode, events, [], CONFIG)], CONFIG, None)
+            own = rows.told(episode, events, [], CONFIG)
+            (said,) = rows.caption_rows([own], CONFIG, None).values()
             texts = [r["text"] for r in said.rows if r["level"] == "action"]
             told[tuple(re.sub("(left|right), ", "", text) for text in texts)] += 1
         assert told.most_common(1)[0][1] >= 7  # the scene decides on which side the hand starts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import time
@@ -283,6 +284,28 @@ def test_a_server_that_never_answers_is_a_temporary_error(
     assert not (tmp_path / "captions").exists()
 
 
+def test_a_question_without_an_answer_fails_the_stage_and_only_it_is_asked_again(
+    server: Server, data: Path, tmp_path: Path
+) -> None:
+    good = says(json.dumps(GOOD))
+    server.acts = [good, says("no idea"), good, status(503), good, good, status(500), good]
+    config = asking(server, concurrent=1, tries=1, asks=1)
+    with pytest.raises(TemporaryError, match=rf"captioning: 2 of {2 * EVENTS} .*HTTP 500") as lost:
+        caption(data, tmp_path / "captions", config)
+    assert "What was answered is kept and not paid for again. Run again" in str(lost.value)
+    assert not (tmp_path / "captions").exists()
+    assert (tmp_path / "report/captioning/requests.json").exists()
+    assert len(server.seen) == 2 * EVENTS, "the others are asked all the same"
+    server.seen.clear()
+    report, rows = caption(data, tmp_path / "captions", config)
+    assert len(server.seen) == 2
+    assert report.fallbacks == {"openai: reply is no JSON object": 3}, "it was answered, badly"
+    assert report.captioners["openai"] == 6 * EVENTS - 3
+    assert (report.input_tokens, report.output_tokens) == (1000, 200)
+    assert caption(data, tmp_path / "again", config) == (report, rows)
+    assert len(server.seen) == 2
+
+
 def test_nobody_there_is_a_temporary_error(server: Server, data: Path, tmp_path: Path) -> None:
     closed = asking(server, base_url="http://127.0.0.1:9/v1", tries=1)
     with pytest.raises(TemporaryError, match="ConnectError"):
@@ -317,6 +340,111 @@ def test_the_rate_is_kept(server: Server, data: Path, tmp_path: Path) -> None:
     caption(data, tmp_path / "captions", asking(server, requests_per_minute=60 / 0.05))
     starts = sorted(r["time_s"] for r in server.seen)
     assert starts[-1] - starts[0] >= 0.05 * (len(starts) - 1) * 0.9
+
+
+def test_a_pause_holds_who_waits_already_and_the_rate_is_kept_after_it() -> None:
+    pace = endpoint.Pace(60 / 0.05)
+    starts: list[float] = []
+
+    async def start() -> None:
+        await pace.turn()
+        starts.append(time.monotonic())
+
+    async def several() -> float:
+        waiting = [asyncio.create_task(start()) for _ in range(5)]
+        await asyncio.sleep(0.08)
+        began = time.monotonic()
+        for pause_s in (0.3, *[0.2] * 20):  # all within the first one
+            pace.hold(pause_s)
+        await asyncio.gather(*waiting, start())
+        return began
+
+    began = asyncio.run(several())
+    held = [at - began for at in starts if at > began]
+    assert len(held) > 1
+    assert all(after_s > 0.29 + 0.05 * place for place, after_s in enumerate(held))
+    assert held[-1] < 2, "pauses at the same time do not add up"
+
+
+# --- an error that comes with success, as some gateways send it ---------------------------------
+
+
+def error(**about: Any) -> Any:
+    document = {"error": {"message": f"{SECRET} upstream " + "x" * 5000} | about}
+    return status(200, json.dumps(document).encode())
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        error(code=429),
+        error(code="503"),
+        error(code="rate_limit_exceeded"),
+        error(code=None),
+        error(code=10**4000),
+        error(code=True),
+        error(),
+        status(200, b'{"error": "the model is loading", "choices": []}'),
+        status(200, b'{"error": {}}'),
+    ],
+)
+def test_an_error_with_success_is_no_answer_and_is_tried_again(
+    act: Any, server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.acts = [act]
+    config = asking(server, concurrent=1, asks=1)
+    report, _ = caption(data, tmp_path / "captions", config)
+    assert report.fallbacks == {}
+    assert len(server.seen) == 2 * EVENTS + 1
+    server.usual = act
+    with pytest.raises(TemporaryError, match=r"does not answer.*HTTP 200 with error") as failure:
+        caption(data, tmp_path / "other", asking(server, model="another"))
+    assert SECRET not in str(failure.value) and len(str(failure.value)) < 2 * endpoint.SAID
+    server.usual = says(json.dumps(GOOD))
+    report, _ = caption(data, tmp_path / "other", asking(server, model="another"))
+    assert report.fallbacks == {}, "nothing was kept of what failed"
+
+
+def test_retry_after_of_an_error_with_success_is_waited_for(
+    server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.acts = [status(200, b'{"error": {"code": 429}}', Retry_After="0.4")]
+    caption(data, tmp_path / "captions", asking(server, concurrent=1))
+    assert server.seen[1]["time_s"] - server.seen[0]["time_s"] >= 0.4
+
+
+@pytest.mark.parametrize("code", [400, "422"])
+def test_an_error_with_success_about_one_question_stops_no_other(
+    code: Any, server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.acts = [says(json.dumps(GOOD)), error(code=code)]
+    report, _ = caption(data, tmp_path / "captions", asking(server, concurrent=1))
+    assert list(report.fallbacks.values()) == [3]
+    (reason,) = report.fallbacks
+    assert "refused" in reason and "***" in reason and len(reason) < 2 * endpoint.SAID
+    assert len(server.seen) == 2 * EVENTS
+
+
+@pytest.mark.parametrize("code", [401, "402", 404])
+def test_an_error_with_success_about_us_is_said_without_the_key(
+    code: Any, server: Server, data: Path, tmp_path: Path
+) -> None:
+    server.usual = error(code=code)
+    with pytest.raises(UserError, match=rf"captioning.*error {code}.*upstream") as failure:
+        caption(data, tmp_path / "captions", asking(server))
+    assert SECRET not in str(failure.value) and len(str(failure.value)) < 3 * endpoint.SAID
+
+
+def test_an_error_beside_a_reply_is_only_a_note(server: Server, data: Path, tmp_path: Path) -> None:
+    message = {"role": "assistant", "content": json.dumps(GOOD)}
+    document = {"choices": [{"message": message}], "error": {"code": 429}}
+    server.usual = status(200, json.dumps(document).encode())
+    report, _ = caption(data, tmp_path / "captions", asking(server))
+    assert report.fallbacks == {}
+    assert len(server.seen) == 2 * EVENTS
+
+
+# --- a server that does not want us --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -305,6 +305,31 @@ def test_a_server_that_never_answers_is_a_temporary_error(
     assert SECRET not in str(failure.value)
 
 
+@pytest.mark.parametrize("place", [1, 4])  # a describing request, and one for times
+def test_an_episode_without_an_answer_fails_the_stage_and_only_it_is_asked_again(
+    place: int, server: Server, data: Path, tmp_path: Path
+) -> None:
+    known = knowing(TRUE_S)
+    server.acts = [*[known] * place, status(503)]
+    chosen = asking(server, concurrent=1, tries=1)
+    told = r"segmentation\.refinement: 1 of 3 questions, one for each episode, .*HTTP 503"
+    with pytest.raises(TemporaryError, match=told):
+        refine(data, tmp_path / "on", chosen)
+    assert not (tmp_path / "on").exists()
+    assert (tmp_path / "report/segmentation/requests.json").exists()
+    server.seen.clear()
+    report, rows = refine(data, tmp_path / "on", chosen)
+    assert len(server.seen) == 2
+    assert all("task that the robot was given: two" in asked_of(r) for r in server.seen)
+    assert report.refinement is not None and report.refinement.problems == {}
+    assert refine(data, tmp_path / "again", chosen) == (report, rows)
+    assert len(server.seen) == 2
+
+
+def asked_of(request: Row) -> str:
+    return str(request["body"]["messages"][0]["content"][1]["text"])
+
+
 def test_what_people_said_stands_above_the_model(
     server: Server, data: Path, tmp_path: Path
 ) -> None:

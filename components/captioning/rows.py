@@ -2,14 +2,15 @@
 
 The rule captions every level. Of the levels that a model shall say, its text replaces the rule's;
 where no reply was usable the rule's stays, and the check `fallback` says why. What people said
-stands before both.
+stands before both. An episode with an event that the model's server left without an answer has no
+rows: the stage ends with that.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,11 +41,15 @@ Said = Answer[dict[str, str]]  # text by level
 
 @dataclass(frozen=True)
 class Asked:
-    """A model, its prompt, and where answers are kept."""
+    """A model, its prompt, and where answers are kept.
+
+    `problems` has what is wrong with the answer to each question asked in this run.
+    """
 
     model: Model
     template: str
     kept: Shards
+    problems: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,11 @@ class Told:
 
 @dataclass(frozen=True)
 class Captioned:
-    """One episode's rows in time order, and what the model's texts among them cost, tokens.
-
-    `whole` is False where the model's server did not answer: next time it is asked again.
-    """
+    """One episode's rows in time order, and what the model's texts among them cost, tokens."""
 
     rows: list[Row]
     input_tokens: int = 0
     output_tokens: int = 0
-    whole: bool = True
 
 
 def told(
@@ -90,25 +91,24 @@ def told(
     return Told(episode, events, facts, texts, corrected.placed(events, said)[0])
 
 
-def caption_rows(episodes: list[Told], config: Config, asked: Asked | None) -> list[Captioned]:
-    """Of each episode one row for each event and level."""
+def caption_rows(episodes: list[Told], config: Config, asked: Asked | None) -> dict[str, Captioned]:
+    """By episode one row for each event and level; without episodes that lack an answer."""
     answers = iter(_answers(episodes, config, asked) if asked else [])
-    found = []
+    found = {}
     for each in episodes:
         mine = [next(answers, None) for _ in each.events]
+        known = [answer for answer in mine if answer]
+        if any(answer.problem.startswith(NO_ANSWER) for answer in known):
+            continue
         rows = [
             _said(_rule(each, place, level, config), each, config, asked, answer)
             for place, answer in enumerate(mine)
             for level in words.LEVELS
         ]
-        known = [answer for answer in mine if answer]
-        found.append(
-            Captioned(
-                corrected.retold(rows, each.said, partial(_checks, each, config)),
-                sum(answer.input_tokens for answer in known),
-                sum(answer.output_tokens for answer in known),
-                not any(answer.problem.startswith(NO_ANSWER) for answer in known),
-            )
+        found[each.episode.episode_id] = Captioned(
+            corrected.retold(rows, each.said, partial(_checks, each, config)),
+            sum(answer.input_tokens for answer in known),
+            sum(answer.output_tokens for answer in known),
         )
     return found
 
@@ -172,6 +172,7 @@ def _answers(episodes: list[Told], config: Config, asked: Asked) -> list[Said]:
     dialogues = list(new.values())
     answered = ask(asked.model, dialogues, [read] * len(dialogues), correction, config.asks)
     made = dict(zip(new, answered, strict=True))
+    asked.problems.extend(answer.problem for answer in answered)
     asked.kept.keep({n: asdict(a) for n, a in made.items() if not a.problem.startswith(NO_ANSWER)})
     return [(found | made)[name] for name in names]
 

@@ -39,7 +39,7 @@ from components.row_shards import (
 )
 from components.shards import key
 from components.vlm.asking import Asking, model_of
-from components.vlm.dialogue import Model, commonest
+from components.vlm.dialogue import Model, all_answered, commonest
 
 Said = dict[str, list[overlay.CaptionCorrection]]  # by episode
 Direction = Literal["forward", "back", "left", "right", "up", "down"]
@@ -120,7 +120,7 @@ def run(
     What people said (`corrections`, a file of `CaptionCorrection`) stands in place of the machine's
     words. Rows are sorted by event and level. DataError when an episode or the events cannot be
     read, UserError for a malformed correction or a model that cannot be used, TemporaryError when
-    the model's endpoint does not answer.
+    the model's endpoint does not answer, or not every question.
     """
     said = overlay.read(corrections, overlay.CaptionCorrection)
     recordings = Episodes(episodes)
@@ -150,12 +150,13 @@ def captioned(
     tables = [_renamed(made, {name: i for i, name in names.items()})]
     for some in (left[at : at + step] for at in range(0, len(left), step)):
         episodes = [told(recordings[i], by_episode[i], said.get(i, []), config) for i in some]
-        new = dict(zip(some, caption_rows(episodes, config, asked), strict=True))
-        kept.keep_rows(_table({names[i]: each for i, each in new.items() if each.whole}))
+        new = caption_rows(episodes, config, asked)
+        kept.keep_rows(_table({names[i]: each for i, each in new.items()}))
         tables.append(encoded(_table(new)))
         print(f"captioning: {sum(map(_pieces, tables))} of {len(names)} episodes", flush=True)
     if model and (sent := model.sent()):
         outputs.write_json(report.folder("captioning") / "requests.json", sent)
+    all_answered(asked.problems if asked else [], "captioning", "event")
     return pa.concat_tables(tables).unify_dictionaries().combine_chunks()
 
 

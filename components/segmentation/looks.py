@@ -33,6 +33,7 @@ from components.vlm.dialogue import (
     Answer,
     Dialogue,
     Question,
+    all_answered,
     commonest,
     json_object,
 )
@@ -90,7 +91,7 @@ class Looks:
         """A look at each episode; those that `skip` has are not looked at, for its reason.
 
         What was said before comes from the store. DataError when a video cannot be read,
-        TemporaryError when an endpoint does not answer.
+        TemporaryError when an endpoint does not answer, or not every question.
         """
         names = {i: self._name(recordings, i) for i in recordings.ids if i not in skip}
         recalled = self.kept.recall(names.values())
@@ -107,6 +108,7 @@ class Looks:
             print(f"segmentation: looked at {len(found)} of {len(recordings)} episodes", flush=True)
         if sent := self.model.sent():
             outputs.write_json(report.folder("segmentation") / "requests.json", sent)
+        all_answered([found[i].problem for i in left], SECTION, "episode")
         return found
 
     def _name(self, recordings: Episodes, episode_id: str) -> str:

@@ -105,7 +105,8 @@ def run(episodes: Path, corrections: Path, events: Path, *, config: Config) -> R
     Rows are sorted by episode and time. `hierarchy.parquet` (`records.HIERARCHY`) says what each is
     part of, and its finer parts. `refinement.parquet` (`records.REFINEMENT`), where a model was
     asked, says what it said. DataError when an episode cannot be read, UserError for a malformed
-    correction or a model that cannot be used, TemporaryError when its endpoint does not answer.
+    correction or a model that cannot be used, TemporaryError when its endpoint does not answer, or
+    not every question.
     """
     said = overlay.read(corrections, overlay.EventCorrection)
     recordings = Episodes(episodes)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from components.errors import UserError
+from components.errors import TemporaryError, UserError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -126,6 +126,21 @@ def ask(
                 again.append(i)
         left = again
     return answers
+
+
+def all_answered(problems: Sequence[str], section: str, each: str) -> None:
+    """TemporaryError where a server left a question without an answer.
+
+    Of each question asked in this run `problems` has what is wrong, empty for nothing; `section` of
+    the values and what each question is about are named in the message.
+    """
+    silent = [problem for problem in problems if problem.startswith(NO_ANSWER)]
+    if silent:
+        raise TemporaryError(
+            f"{section}: {len(silent)} of {len(problems)} questions, one for each {each}, got "
+            f"{silent[-1]}. What was answered is kept and not paid for again. Run again, later if "
+            f"it stays so: only each {each} without an answer is asked about."
+        )
 
 
 def prompt(path: Path, places: Sequence[str], setting: str) -> str:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import re
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -56,21 +57,26 @@ class Spent:
 
 
 class Pace:
-    """At most so many starts a minute; a pause holds everybody."""
+    """At most so many starts a minute; a pause holds everybody, who waits already too."""
 
     def __init__(self, per_minute: float) -> None:
         self._gap_s = 60.0 / per_minute
-        self._next = 0.0
+        self._next = 0.0  # start, by a clock that stands still while there is a pause
+        self._paused_s = 0.0  # in all
+        self._until = 0.0  # end of the last pause
 
     async def turn(self) -> None:
         """Return when the next request may start."""
-        start = max(self._next, time.monotonic())
+        start = max(self._next, max(self._until, time.monotonic()) - self._paused_s)
         self._next = start + self._gap_s
-        await asyncio.sleep(start - time.monotonic())
+        while (left_s := start + self._paused_s - time.monotonic()) > 0:
+            await asyncio.sleep(left_s)
 
     def hold(self, seconds: float) -> None:
         """Nobody starts within the next `seconds`."""
-        self._next = max(self._next, time.monotonic() + seconds)
+        begins = max(self._until, time.monotonic())
+        self._until = max(begins, time.monotonic() + seconds)
+        self._paused_s += self._until - begins
 
 
 class _TryAgainError(Exception):
@@ -193,32 +199,37 @@ class Endpoint:
             raise _TryAgainError(f"no whole reply within {self.limits.timeout_s:g} s") from None
         except httpx.TransportError as error:
             raise _TryAgainError(f"connection failed ({type(error).__name__})") from None
-        return self._read(content) if response.is_success else self._failed(response, content)
+        document = _document(content)
+        code = _error_code(document) if response.is_success else response.status_code
+        return self._read(document) if code is None else self._failed(response, content, code)
 
-    def _failed(self, response: httpx.Response, content: bytes) -> Reply:
-        status = response.status_code
+    def _failed(self, response: httpx.Response, content: bytes, code: int) -> Reply:
+        """`code` is the status or, of an error sent with success, its own; 0 where it has none."""
+        status = f"HTTP {response.status_code}"
+        if response.is_success:
+            status += f" with error {code or 'of no known code'}"
         said = content.decode(errors="replace")
         said = " ".join((said.replace(self._key, "***") if self._key else said).split())[:SAID]
-        if status in (408, 409, 425, 429) or status >= 500:
+        if code in (0, 408, 409, 425, 429) or code >= 500:
             raise _TryAgainError(
-                f"HTTP {status}", retry_after_s(response.headers.get("Retry-After", ""))
+                f"{status}: {said}" if response.is_success else status,
+                retry_after_s(response.headers.get("Retry-After", "")),
             )
-        if status in (400, 413, 415, 422):  # something about this one question
-            return Reply(refused=f"refused: HTTP {status}: {said}")
+        if code in (400, 413, 415, 422):  # something about this one question
+            return Reply(refused=f"refused: {status}: {said}")
         raise UserError(
-            f"{self.section}: {self.base_url} answered HTTP {status} for model {self.model!r}: "
+            f"{self.section}: {self.base_url} answered {status} for model {self.model!r}: "
             f"{said}. Check {self.section}.base_url and .model; the key is read from "
             f"${self._key_name}, which is {'set' if self._key else 'not set'}."
         )
 
-    def _read(self, content: bytes) -> Reply:
+    def _read(self, document: Any) -> Reply:
         """A reply of any other form than the protocol's is an empty text, which is asked again."""
         try:
-            document = json.loads(content)
             text = document["choices"][0]["message"]["content"]
             usage = document.get("usage") or {}
             counts = [_count(usage.get(n)) for n in ("prompt_tokens", "completion_tokens")]
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (LookupError, TypeError, AttributeError):
             return Reply()
         self.spent.input_tokens += counts[0]
         self.spent.output_tokens += counts[1]
@@ -246,6 +257,27 @@ class Endpoint:
             f"{self.section}: {self.base_url} does not answer ({why}; {self.limits.tries} tries "
             "for each question). Run again later."
         )
+
+
+def _document(content: bytes) -> Any:
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _error_code(document: Any) -> int | None:
+    """HTTP status of an error in place of a reply, as some gateways send it; 0 where it has none.
+
+    None where there is no such error.
+    """
+    if not isinstance(document, dict) or document.get("choices"):
+        return None
+    if (error := document.get("error")) is None:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    known = isinstance(code, int | str) and re.fullmatch("[345][0-9][0-9]", str(code))
+    return int(known[0]) if known else 0
 
 
 def _count(value: object) -> int:

@@ -162,7 +162,8 @@ def count(score: Score, task: str, seen: Demonstration, cut: Any, tell: Any) -> 
     episode = seen.episode
     limits = segmentation.limits(cut)
     events = segmentation.event_rows(episode, segmentation.cut_all([episode], limits)[0])
-    (said,) = captions.caption_rows([captions.told(episode, events, [], tell)], tell, None)
+    told = captions.told(episode, events, [], tell)
+    (said,) = captions.caption_rows([told], tell, None).values()
     truth = phases(seen)
     actions = [row for row in said.rows if row["level"] == "action"]
     score.contradictions += sum(
