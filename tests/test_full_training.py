@@ -606,12 +606,14 @@ def test_chunks_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
     info = json.loads((folder / "view.json").read_text())
     sizes = full.preset(config()).shape
     longest_s = sizes.max_steps / info["embodiments"][0]["fps"]
-    fits = {"windows": "chunk", "chunk_s": longest_s, "history_frames": sizes.max_frames - 2}
+    fits = {"windows": "chunk", "chunk_s": longest_s, "history_frames": 1}
     full.check(info, config(fits), {})
     full.check(info, config({"chunk_s": 2 * longest_s}), {})  # no chunks
+    full.check(info, config(fits | {"chunk_s": 0.25, "history_frames": sizes.max_frames - 2}), {})
     for more, said in (
         ({"chunk_s": 2 * longest_s}, f"steps of chunk_s .* at most {sizes.max_steps}, got"),
         ({"history_frames": sizes.max_frames - 1}, "history_frames: expected at most"),
+        ({"history_frames": 4}, "chunk_s after 4 history_frames, seconds: .* most 1.0, got 1.6"),
     ):
         with pytest.raises(UserError, match=said):
             full.check(info, config(fits | more), {})

@@ -168,6 +168,7 @@ def check(info: dict[str, Any], config: Config, initial: Initial) -> None:
     limits = preset(config).shape.limits
     robots, f, sizes = info["embodiments"], config.full, preset(config).shape
     chunk_s, history = (f.chunk_s, f.history_frames) if f.windows == "chunk" else (0.0, 0)
+    room_s = max(1, sizes.max_frames - 1 - history) / sizes.latent_hz
     wrong = [
         f"{what}: expected at most {most}, got {got}"
         for what, got, most in (
@@ -179,6 +180,7 @@ def check(info: dict[str, Any], config: Config, initial: Initial) -> None:
             *((f"steps of chunk_s {chunk_s:g} of {r['name']}", round(chunk_s * r["fps"]),
                sizes.max_steps) for r in robots),
             ("history_frames", history, sizes.max_frames - 2),
+            (f"chunk_s after {history} history_frames, seconds", chunk_s, room_s),
         )
         if got > most
     ]  # fmt: skip
