@@ -602,6 +602,16 @@ def test_data_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
         assert said in str(failure.value)
 
 
+def test_a_robot_without_a_camera_is_refused_at_the_start(folder: Path) -> None:
+    info = json.loads((folder / "view.json").read_text())
+    robot = info["embodiments"][0]
+    info["embodiments"] = [robot, robot | {"name": "blind", "cameras": []}]
+    with pytest.raises(UserError, match="cameras of blind: expected at least one, got none; leave"):
+        full.check(info, config(), {})
+    start = {part: {"from": "/weights", "sha256": {}} for part in ("vlm", "lm")}
+    full.check(info, config({"stage": "staircase"}), start)  # it reads words alone, too
+
+
 def test_chunks_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
     info = json.loads((folder / "view.json").read_text())
     sizes = full.preset(config()).shape

@@ -155,7 +155,7 @@ def freeze(made: WallModel, stage: str) -> None:
 def check(info: dict[str, Any], config: Config, initial: Initial) -> None:
     """UserError for language models that are not declared, or for what has no room in the preset.
 
-    Everything in data and windows that does not fit is listed.
+    Everything in data and windows that does not fit is listed, and every robot without a camera.
     """
     if missing := [part for part in language_models(config) if part not in initial]:
         wanted = "stage" if config.full.stage == "staircase" else "words"
@@ -184,8 +184,15 @@ def check(info: dict[str, Any], config: Config, initial: Initial) -> None:
         )
         if got > most
     ]  # fmt: skip
-    if wrong:
+    change = "Choose a larger preset, a shorter chunk or history, or drop cameras in ingestion."
+    said = [f"{'; '.join(wrong)}. {change}"] if wrong else []
+    said += [
+        f"cameras of {robot['name']}: expected at least one, got none; leave the robot out in "
+        "ingestion, or choose pretraining.preset=small."
+        for robot in robots
+        if not robot["cameras"] and f.stage != "staircase"
+    ]
+    if said:
         raise UserError(
-            f"pretraining: the data do not fit preset {config.preset}: {'; '.join(wrong)}. Choose "
-            "a larger preset, a shorter chunk or history, or drop cameras in ingestion."
+            f"pretraining: the data do not fit preset {config.preset}: {' '.join(said)}"
         )
