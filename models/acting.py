@@ -1,7 +1,8 @@
 """Plans of the full model: how long the event lasts, and its actions.
 
-Event mode asks the model how long each event lasts (`action_tower.Ends`) and generates that much;
-unified mode generates a chunk of fixed length. Coupled as in training, see `wall.py`.
+Event mode asks the model how long each event lasts (`action_tower.Ends`) and generates that much,
+or as much as the longest window of training; unified mode generates a chunk of fixed length.
+Coupled as in training, see `wall.py`.
 """
 
 from __future__ import annotations
@@ -22,11 +23,12 @@ from models.wan import unfold
 from models.windows import PATCH, Window
 
 PAIRS = 4  # of noises and their opposites, for what the model expects
+ROUNDING = 1e-4  # of a step or a frame; seconds of a step may be a float32's
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Unified mode's span after the anchor."""
+    """What lies after the anchor in one window."""
 
     frames: int  # latent frames
     steps: int  # control steps
@@ -37,7 +39,7 @@ class Plan:
     """What to execute, for B windows."""
 
     actions: Tensor  # (B, T, A), zero past the end
-    steps: Tensor  # (B,) int64, control steps until execution ends
+    steps: Tensor  # (B,) int64, control steps to execute: to the event's end, or what fits
     left_s: Tensor  # (B,) seconds that the event still lasts
     done: Tensor  # (B,) how far through the event the anchor is; over if less than a step is left
     video: Tensor | None  # (B, V, C, F, H, W) what was generated with the actions; None if frozen
@@ -85,11 +87,24 @@ def imagined(model: WallModel, rows: Rows, random: torch.Generator) -> Tensor:
     return torch.where(rows.clean[:, None, None, :, None, None], rows.latents, total)
 
 
+def fitting(shape: WallShape, clean: int, seconds: float, step_s: float) -> Chunk:
+    """As much of the `seconds` after the anchor as a window has room for, in training and acting.
+
+    No step lies past the last frame for which `clean` ones leave room. At least one of each.
+    """
+    room = shape.max_frames - clean
+    most = min(shape.max_steps, int(room / shape.latent_hz / step_s + ROUNDING))
+    steps = round(seconds / step_s)
+    if steps > most:
+        steps, seconds = most, most * step_s
+    frames = math.ceil(seconds * shape.latent_hz - ROUNDING)
+    return Chunk(max(1, min(room, frames)), max(1, steps))
+
+
 def _span(window: Window, left_s: float, shape: WallShape) -> Chunk:
-    """What is left of an event: at least one step and frame, at most the budgets."""
-    steps = max(1, min(shape.max_steps, round(left_s / window.step_s)))
-    frames = math.ceil(steps * window.step_s * shape.latent_hz)
-    return Chunk(max(1, min(shape.max_frames - window.clean, frames)), steps)
+    """What is left of an event, which lasts whole steps, as those of training do."""
+    whole_s = round(left_s / window.step_s) * window.step_s
+    return fitting(shape, window.clean, whole_s, window.step_s)
 
 
 def _extended(window: Window, span: Chunk, latent_hz: float) -> Window:

@@ -6,8 +6,9 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -22,11 +23,18 @@ from components.pretraining import chosen, full, initial, results, stage, starti
 from components.pretraining.full_windows import FullWindows
 from components.pretraining.saver import Saver
 from components.pretraining.training import SKIPPED, Training
+from components.serving.client import PolicyClient
 from components.serving.policy import Policy
+from components.stations.station import Observation
+from components.trials import actors
 from models import wan_keys
+from models.acting import Chunk, fitting, plan
+from models.presets import PRESETS
+from models.wall import WallModel
 from tests.made_training import BATCH, EPISODES, STEPS, VALUES, write
 from tests.made_wan import reference
 from tests.muon_ranks import on_ranks
+from tests.test_trials import CONFIG as TRIALS
 
 FULL: dict[str, Any] = VALUES | {"preset": "tiny", "processes": 1}
 ACTION = {"stage": "action", "coupling": "asymmetric"}
@@ -312,10 +320,62 @@ def test_a_model_of_chunks_acts_for_their_length(checkpoint: Path, tmp_path: Pat
     write_json(tmp_path / "config.json", read)
     reply = Policy(tmp_path).infer(seen())
     assert reply["event_remaining"] == 16 and "event_done" not in reply, "it was never taught"
-    read["pretraining"]["full"] |= {"chunk_s": 3.0}  # 12 latent frames; there is room for 9
+    read["pretraining"]["full"] |= {"chunk_s": 3.0}  # 12 latent frames; there is room for 8
     read["embodiments"][0]["fps"] = 20
     write_json(tmp_path / "config.json", read)
-    assert len(Policy(tmp_path).infer(seen())["actions"]) == 60
+    assert len(Policy(tmp_path).infer(seen())["actions"]) == 40, "2 s of frames"
+
+
+@pytest.mark.parametrize(
+    ("fps", "event", "steps", "frames"),
+    [(20, 39, 39, 8), (20, 40, 40, 8), (20, 160, 40, 8), (80, 20, 20, 1), (80, 200, 128, 7),
+     (30, 15, 15, 2), (50, 25, 25, 2), (10, 11, 11, 5), (100, 127, 127, 6)],
+)  # fmt: skip
+def test_acting_plans_a_window_that_training_shows(
+    folder: Path, fps: int, event: int, steps: int, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole events at 4 latent frames a second, at most 8 of them and 128 steps."""
+    mine, preset = windows(folder), PRESETS["tiny"]
+    mine.arrays["step_s"] = np.full(EPISODES, 1 / fps, np.float32)
+    mine.arrays["event_start"][0], mine.arrays["event_end"][0] = 0, event
+    span = mine.span(0, 0)
+    assert (span.end, span.frames - span.clean) == (steps, frames)
+    assert span.left_s == pytest.approx(event / fps), "the model learns the whole length"
+    model, left_s = WallModel(preset.shape), torch.tensor([[event / fps]])
+    monkeypatch.setattr(model, "ends", lambda rows: (left_s.log(), torch.zeros(1, 1)))
+    seen = replace(preset.window(1, future=False), step_s=1 / fps)
+    found = plan(model, [seen], denoise_steps=1, random=torch.Generator().manual_seed(0))
+    assert (int(found.steps), found.frame_s.shape[1] - seen.clean) == (steps, frames)
+    assert found.left_s.item() == pytest.approx(event / fps)
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_a_steps_rounding_changes_no_windows_length(name: str) -> None:
+    shape = PRESETS[name].shape
+    room_s = (shape.max_frames - 1) / shape.latent_hz
+    for fps in (10, 15, 20, 25, 30, 50, 60, 80, 100):
+        for steps in range(1, 2 * shape.max_steps):
+            cut = min(steps, shape.max_steps, int(room_s * fps))
+            frames = -(-cut * int(shape.latent_hz) // fps)
+            for step_s in (1 / fps, float(np.float32(1 / fps))):
+                assert fitting(shape, 1, steps * step_s, step_s) == Chunk(frames, cut), (fps, steps)
+
+
+def test_an_event_that_is_longer_than_a_window_is_acted_in_parts(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4 s at 80 Hz; a window has room for 128 of its 320 steps."""
+    policy, left = Policy(checkpoint), torch.tensor([[4.0]]).log()
+    monkeypatch.setattr(policy.model.model, "ends", lambda rows: (left, torch.zeros(1, 1)))  # type: ignore[attr-defined]
+    reply = policy.infer(seen(expected=True))
+    assert (len(reply["actions"]), reply["event_remaining"]) == (128, 320)
+    assert reply["expected_at_s"].tolist() == [0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75]
+    values = TRIALS.model_copy(update={"replan_steps": 500})
+    actor = actors.Model(values, 4, cast(PolicyClient, policy), {"open": ["reach", "pull"]})
+    actor.begin("open", 0)
+    observed = Observation({"top": seen()["observation/top"]}, np.zeros(4, np.float32))
+    segments = [actor.next(lambda: observed) for _ in range(2)]
+    assert [(len(s.actions), s.caption) for s in segments] == [(128, "reach")] * 2
 
 
 def test_a_model_with_a_history_is_shown_when_acting_what_it_was_in_training(
@@ -542,16 +602,28 @@ def test_data_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
         assert said in str(failure.value)
 
 
+def test_a_robot_without_a_camera_is_refused_at_the_start(folder: Path) -> None:
+    info = json.loads((folder / "view.json").read_text())
+    robot = info["embodiments"][0]
+    info["embodiments"] = [robot, robot | {"name": "blind", "cameras": []}]
+    with pytest.raises(UserError, match="cameras of blind: expected at least one, got none; leave"):
+        full.check(info, config(), {})
+    start = {part: {"from": "/weights", "sha256": {}} for part in ("vlm", "lm")}
+    full.check(info, config({"stage": "staircase"}), start)  # it reads words alone, too
+
+
 def test_chunks_that_a_preset_has_no_room_for_are_refused(folder: Path) -> None:
     info = json.loads((folder / "view.json").read_text())
     sizes = full.preset(config()).shape
     longest_s = sizes.max_steps / info["embodiments"][0]["fps"]
-    fits = {"windows": "chunk", "chunk_s": longest_s, "history_frames": sizes.max_frames - 2}
+    fits = {"windows": "chunk", "chunk_s": longest_s, "history_frames": 1}
     full.check(info, config(fits), {})
     full.check(info, config({"chunk_s": 2 * longest_s}), {})  # no chunks
+    full.check(info, config(fits | {"chunk_s": 0.25, "history_frames": sizes.max_frames - 2}), {})
     for more, said in (
         ({"chunk_s": 2 * longest_s}, f"steps of chunk_s .* at most {sizes.max_steps}, got"),
         ({"history_frames": sizes.max_frames - 1}, "history_frames: expected at most"),
+        ({"history_frames": 4}, "chunk_s after 4 history_frames, seconds: .* most 1.0, got 1.6"),
     ):
         with pytest.raises(UserError, match=said):
             full.check(info, config(fits | more), {})

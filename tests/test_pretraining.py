@@ -96,6 +96,21 @@ def test_windows_hold_the_recorded_signals(windows: Windows, data: Path) -> None
         assert bar.nonzero().min() == (first + EPISODES - 1) % 20  # the picture of that very frame
 
 
+def test_captions_are_dropped_by_seconds_whatever_the_rate(windows: Windows) -> None:
+    """Robots of 80 and 10 Hz, an episode of each; short events lose their words more often."""
+    mine = Windows(windows.folder, windows.config)
+    mine.arrays |= {
+        "event_episode": np.array([0, 0, 1, 1]), "event_start": np.zeros(4, np.int64),
+        "event_end": np.array([80, 40, 40, 160]), "step_s": np.float32([1 / 80, 1 / 10]),
+    }  # fmt: skip
+    drop = mine._caption_drop(np.arange(4))
+    assert drop.argsort().tolist() == [3, 2, 0, 1], "16, 4, 1 and 0.5 s"
+    assert drop[[1, 3]] == pytest.approx([0.9, 0.1])
+    mine.arrays["step_s"] = np.float32([1 / 80, 1 / 30])
+    mine.arrays["event_end"] = np.array([80, 80, 30, 30])
+    assert mine._caption_drop(np.arange(4)) == pytest.approx(0.9), "a second each"
+
+
 def test_a_receipt_that_names_another_plan_is_refused(data: Path, tmp_path: Path) -> None:
     plan = tmp_path / "plan"
     plan.mkdir()

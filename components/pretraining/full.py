@@ -155,7 +155,7 @@ def freeze(made: WallModel, stage: str) -> None:
 def check(info: dict[str, Any], config: Config, initial: Initial) -> None:
     """UserError for language models that are not declared, or for what has no room in the preset.
 
-    Everything in data and windows that does not fit is listed.
+    Everything in data and windows that does not fit is listed, and every robot without a camera.
     """
     if missing := [part for part in language_models(config) if part not in initial]:
         wanted = "stage" if config.full.stage == "staircase" else "words"
@@ -168,6 +168,7 @@ def check(info: dict[str, Any], config: Config, initial: Initial) -> None:
     limits = preset(config).shape.limits
     robots, f, sizes = info["embodiments"], config.full, preset(config).shape
     chunk_s, history = (f.chunk_s, f.history_frames) if f.windows == "chunk" else (0.0, 0)
+    room_s = max(1, sizes.max_frames - 1 - history) / sizes.latent_hz
     wrong = [
         f"{what}: expected at most {most}, got {got}"
         for what, got, most in (
@@ -179,11 +180,19 @@ def check(info: dict[str, Any], config: Config, initial: Initial) -> None:
             *((f"steps of chunk_s {chunk_s:g} of {r['name']}", round(chunk_s * r["fps"]),
                sizes.max_steps) for r in robots),
             ("history_frames", history, sizes.max_frames - 2),
+            (f"chunk_s after {history} history_frames, seconds", chunk_s, room_s),
         )
         if got > most
     ]  # fmt: skip
-    if wrong:
+    change = "Choose a larger preset, a shorter chunk or history, or drop cameras in ingestion."
+    said = [f"{'; '.join(wrong)}. {change}"] if wrong else []
+    said += [
+        f"cameras of {robot['name']}: expected at least one, got none; leave the robot out in "
+        "ingestion, or choose pretraining.preset=small."
+        for robot in robots
+        if not robot["cameras"] and f.stage != "staircase"
+    ]
+    if said:
         raise UserError(
-            f"pretraining: the data do not fit preset {config.preset}: {'; '.join(wrong)}. Choose "
-            "a larger preset, a shorter chunk or history, or drop cameras in ingestion."
+            f"pretraining: the data do not fit preset {config.preset}: {' '.join(said)}"
         )

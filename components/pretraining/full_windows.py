@@ -24,6 +24,7 @@ from components.pretraining.frame_files import Index
 from components.pretraining.stage import Config
 from components.pretraining.windows import Windows
 from components.reasoning import Backbone
+from models.acting import fitting
 from models.masks import shown
 from models.packed import Packed
 from models.windows import Window, with_text
@@ -116,24 +117,22 @@ class FullWindows(Windows):
 
     def span(self, event: int, anchor: int) -> Span:
         """From the anchor to the event's end or, in unified mode, a chunk with its history."""
-        a, f, hz = self.arrays, self.config.full, self.shape.latent_hz
+        a, f = self.arrays, self.config.full
         episode = a["event_episode"][event]
         step_s = float(a["step_s"][episode])
         start, end = int(a["event_start"][event]), int(a["event_end"][event])
         length = int(a["first_frame"][episode + 1] - a["first_frame"][episode])
         clean = 1 + f.history_frames
-        most_s = (self.shape.max_frames - clean) / hz
         left_s, done = (end - anchor) * step_s, (anchor - start) / (end - start)
         if f.windows == "chunk":
-            cut = min(anchor + max(1, round(f.chunk_s / step_s)), length)
             seconds, last = f.chunk_s, length
         else:
-            cut = min(end, anchor + min(self.shape.max_steps, max(1, int(most_s / step_s))))
-            seconds, last = (cut - anchor) * step_s, end
-        ahead = max(1, min(self.shape.max_frames - clean, int(np.ceil(seconds * hz - 1e-6))))
+            seconds, last = left_s, end
+        ahead = fitting(self.shape, clean, seconds, step_s)
+        cut = min(anchor + ahead.steps, last)
         known = f.words == "event"  # a task's sentence does not say which event this is
         ends = (left_s, done) if known else (None, None)
-        return Span(anchor, cut, last, clean, clean + ahead, *ends)
+        return Span(anchor, cut, last, clean, clean + ahead.frames, *ends)
 
     def window(self, event: int, span: Span, words: str) -> Window:
         """What the model is shown of one span, under the words given."""

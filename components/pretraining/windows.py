@@ -73,8 +73,10 @@ class Windows:
 
     def _caption_drop(self, events: Index) -> npt.NDArray[np.float64]:
         """Cosine from caption_drop_short for the shortest event to caption_drop_long (WALL-WM)."""
-        length = (self.arrays["event_end"] - self.arrays["event_start"]).astype(np.float64)
-        share = (length[events] - length.min()) / max(length.max() - length.min(), 1)
+        step_s = self.arrays["step_s"].astype(np.float64)[self.arrays["event_episode"]]
+        length_s = (self.arrays["event_end"] - self.arrays["event_start"]) * step_s
+        spread_s = max(np.ptp(length_s), step_s.min())  # equal ones differ by rounding
+        share = (length_s[events] - length_s.min()) / spread_s
         short, long = self.config.caption_drop_short, self.config.caption_drop_long
         drop: npt.NDArray[np.float64] = long + (short - long) * (1 + np.cos(np.pi * share)) / 2
         return drop

@@ -1,12 +1,12 @@
 """The full model of `models/wall.py` as what a policy asks; see `models/acting.py`.
 
-Event mode executes until the model says that the event ends. Unified mode executes a chunk of fixed
-length; the words may be the task's, and a language model with a staircase may think about them.
+Event mode executes until the model says that the event ends, and plans one that is longer than the
+longest window in parts. Unified mode executes a chunk of fixed length; the words may be the task's,
+and a language model with a staircase may think about them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from components.errors import DataError, UserError
 from components.reasoning import Backbone, files
 from components.serving.asked import Asked, Expected, Told
 from components.weights import load_all
-from models.acting import Chunk, Plan, plan
+from models.acting import Chunk, Plan, fitting, plan
 from models.masks import shown
 from models.wall import WallModel
 from models.wall_shape import WallShape
@@ -74,15 +74,15 @@ class FullModel:
             self.model, [window], denoise_steps=self.denoise_steps, random=asked.random,
             chunk=self._chunk(asked.step_s), show=asked.show,
         )  # fmt: skip
-        steps = int(found.steps[0])
-        remaining = steps
-        if self.values["windows"] == "chunk" and self.values["words"] == "event":
+        steps = remaining = int(found.steps[0])
+        done = None
+        if self.values["words"] == "event":
             remaining = max(1, round(float(found.left_s[0]) / asked.step_s))
-        done = float(found.done[0]) if self.values["words"] == "event" else None
-        expected = self._expected(found, window, steps) if asked.show else None
+            done = float(found.done[0])
+        expected = self._expected(found, window, remaining) if asked.show else None
         return Told(found.actions[0, :steps], remaining, done, expected)
 
-    def _expected(self, found: Plan, window: Window, steps: int) -> Expected:
+    def _expected(self, found: Plan, window: Window, remaining: int) -> Expected:
         """The pictures that latent frames after the clean ones stand for.
 
         As in training, a frame that would lie past the event's end shows its last picture.
@@ -92,16 +92,13 @@ class FullModel:
         seen = self.codec.decode(found.expected[0])[:, :, :: encoders.FRAMES_PER_LATENT]
         at_s = found.frame_s[0, clean:].numpy().astype(np.float32)
         if self.values["windows"] == "event":
-            at_s = np.minimum(at_s, np.float32((steps - 1) * window.step_s))
+            at_s = np.minimum(at_s, np.float32((remaining - 1) * window.step_s))
         return Expected(seen[:, :, clean:].transpose(1, 2).clamp(-1, 1), at_s)
 
     def _chunk(self, step_s: float) -> Chunk | None:
         if self.values["windows"] == "event":
             return None
-        seconds = self.values["chunk_s"]
-        frames = math.ceil(seconds * self.shape.latent_hz - 1e-6)
-        frames = min(self.shape.max_frames - self.clean, frames)  # as in training
-        return Chunk(max(1, frames), max(1, round(seconds / step_s)))
+        return fitting(self.shape, self.clean, self.values["chunk_s"], step_s)
 
     def _window(self, asked: Asked) -> Window:
         """What is seen now, after what was seen before where the model was trained with that."""

@@ -49,11 +49,12 @@ class Policy:
         begun, the oldest picture stands for those before it. With a true `expected` the model is
         asked what it expects to see.
 
-        Returns `actions` float32 (T, A) in the robot's units, T the steps to the event's end or of
-        the chunk, `event_remaining`, the steps to the event's end (T where the model cannot say),
-        and `event_done`, how far through the event the robot is, from a model that can say so;
-        where asked for, `expected/<camera>` uint8 (F, h, w, 3) and `expected_at_s` float32 (F,),
-        seconds from now. UserError for what is missing or misshapen.
+        Returns `actions` float32 (T, A) in the robot's units, T the steps to the event's end (or of
+        the longest window, if that ends before) or of the chunk, `event_remaining`, the steps to
+        the event's end (T where the model cannot say), and `event_done`, how far through the event
+        the robot is, from a model that can say so; where asked for, `expected/<camera>` uint8
+        (F, h, w, 3) and `expected_at_s` float32 (F,), seconds from now. UserError for what is
+        missing or misshapen.
         """
         state = np.asarray(self._get(observation, "observation/state"), dtype=np.float32)
         if state.shape != (len(self.robot["state_names"]),):
