@@ -8,7 +8,6 @@ outputs, so a killed or stopped training goes on where it was.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -171,7 +170,7 @@ def run(
         view.build(episodes, captions, plan, checkpoints.view(key), config, start)
         if not launch.is_first_node():
             launch.torchrun(checkpoints.view(key), key, None, config)
-            shutil.rmtree(checkpoints.view(key))  # the rest belongs to the first node
+            checkpoints.clear(key)
             return None
         with whole_folder(checkpoint) as out:
             launch.torchrun(checkpoints.view(key), key, out, config)
