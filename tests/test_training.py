@@ -172,6 +172,12 @@ def test_a_skipped_step_changes_nothing_and_its_draws_are_told_apart(
     assert torch.isfinite(training.curve[2]).all() and training.curve[2, SKIPPED] == 0
 
 
+def test_a_matrix_without_a_part_in_the_loss_is_named(folder: Path) -> None:
+    training = Training(Windows(folder, config(**ONE)), config(**ONE))
+    with pytest.raises(RuntimeError, match=r"Muon: video\.blocks\.0\.\S+\.weight of shape \(128, "):
+        training.muon.step()
+
+
 def test_too_many_bad_steps_in_a_row_end_the_training(folder: Path) -> None:
     chosen = config(**ONE, bad_step="skip")
     training = Training(Windows(folder, chosen), chosen)

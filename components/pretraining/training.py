@@ -50,7 +50,7 @@ class Training:
         hidden, rest = split(self.model)
         self.learning = hidden | rest
         self.average = {name: p.detach().clone() for name, p in self.learning.items()}
-        self.muon = Muon(hidden.values(), config.muon_lr, config.momentum, config.weight_decay)
+        self.muon = Muon(hidden.items(), config.muon_lr, config.momentum, config.weight_decay)
         self.rest = list(rest.values())
         self.adamw = torch.optim.AdamW(
             self.rest, config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
