@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from components import records
+from components.errors import DivergedError
 from components.outputs import write_json
 from components.pretraining import initial as initial_weights
 from components.pretraining import placement
@@ -23,8 +24,13 @@ def write(training: Training, out: Path | None) -> None:
     """The checkpoint folder: weights, resolved configuration, receipt, curve, report.
 
     Weights that learned are the averaged ones. All ranks must call, since a sharded model is whole
-    on none of them; only rank 0 writes.
+    on none of them; only rank 0 writes. DivergedError where no step was a good one.
     """
+    if training.curve[:, SKIPPED].all():
+        raise DivergedError(
+            f"pretraining: no good step: all {len(training.curve)} were skipped, so nothing was "
+            "learned. Lower pretraining.muon_lr or adamw_lr, or look for bad episodes."
+        )
     training.take_average()
     named = training.model.named_parameters()
     weights = {n: placement.full(p.detach()).contiguous().cpu() for n, p in named}
