@@ -25,6 +25,8 @@ from components.pretraining.saver import Saver
 from components.pretraining.training import SKIPPED, Training
 from components.serving.policy import Policy
 from models import costs, wan_keys
+from models.draws import collate_draws, draw
+from models.rows import collate
 from models.wall import WallModel
 from tests.made_training import BATCH, EPISODES, STEPS, VALUES, write
 from tests.made_wan import reference
@@ -159,6 +161,29 @@ def test_a_long_event_gives_windows_of_the_budget_and_chunks_run_past_events(
 def _made(folder: Path, values: stage.Config) -> stage.Config:
     (folder / "chunks").mkdir()
     return values
+
+
+def test_the_mean_of_two_workers_means_is_not_the_batchs(folder: Path) -> None:
+    """The same draws of the same events: each worker divides by its own patches and steps."""
+    mine = windows(folder)
+    model = full.model(config(), {})
+    one = [*range(BATCH)]
+    events = mine.batch(3, 0, 1).windows
+    draws = [
+        draw(window, mine.chances, torch.Generator().manual_seed(i))
+        for i, window in enumerate(events)
+    ]
+
+    def losses(of: list[int]) -> float:
+        rows = collate([events[i] for i in of], model.shape.limits)
+        return float(model.losses(rows, collate_draws([draws[i] for i in of])).action)
+
+    with torch.no_grad():
+        shares = [losses(one[rank::2]) for rank in range(2)]
+        alone = losses(one)
+    assert np.mean(shares) == pytest.approx(alone, rel=0.2)
+    assert np.mean(shares) != pytest.approx(alone, rel=1e-4)
+    assert "by its own patches and steps" in str(stage.Config.model_fields["processes"].description)
 
 
 # --- training -----------------------------------------------------------------------------------
