@@ -2,9 +2,9 @@
 
 Counted, not estimated: parameters, FLOPs and activations are those of the very model on meta
 tensors, which have shapes and no numbers. FlopCounterMode counts products of matrices, attention
-and convolutions, 2 FLOPs a multiply-add. Memory is the sum of what training keeps: float32 weights,
-gradients and momenta (one for Muon, two for AdamW) of what learns, bfloat16 weights of what is
-frozen, and what autograd saves, in float32 and without recomputation; not the allocator's waste.
+and convolutions, 2 FLOPs a multiply-add. Memory is the sum of what training keeps, all of it in
+float32: of what learns weights, gradients, averages and momenta (one for Muon, two for AdamW), of
+what is frozen weights, and what autograd saves, without recomputation; not the allocator's waste.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Costs:
     video_parameters: int
     action_parameters: int
     weights_gb: float  # to act, bfloat16
-    video_training_gb: float  # one event a step
+    video_training_gb: float  # one event a step, the action tower frozen
     action_training_gb: float  # one event a step, N_d draws, the video frozen
     act_tflop: float  # per event-second: a plan with DENOISE_STEPS steps
     video_training_tflop: float  # per event-second, forward and backward
@@ -102,16 +102,14 @@ def _training(preset: Preset, seconds: float, coupling: Coupling) -> tuple[int, 
     flops = _flops(step)
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     activations = sum(size for place, size in saved.items() if place not in weights)
-    return flops, activations + _kept_bytes(model, coupling)
+    return flops, activations + kept_bytes(model, coupling)
 
 
-def _kept_bytes(model: WallModel, coupling: Coupling) -> int:
-    """Weights, gradients and momenta."""
-    learns = model.video if coupling == "video" else model.action
-    frozen = [p for p in model.video.parameters() if coupling == "asymmetric"]
-    muon, adamw = split(learns)
-    sizes = [sum(p.numel() for p in part) for part in (muon.values(), adamw.values(), frozen)]
-    return 4 * 3 * sizes[0] + 4 * 4 * sizes[1] + 2 * sizes[2]
+def kept_bytes(model: WallModel, coupling: Coupling) -> int:
+    """Weights, gradients, averages and momenta of one tower that learns beside a frozen one."""
+    muon, adamw = split(model.video if coupling == "video" else model.action)
+    numbers = [sum(p.numel() for p in part.values()) for part in (muon, adamw)]
+    return 4 * (4 * numbers[0] + 5 * numbers[1] + _count(model) - sum(numbers))
 
 
 def _on_meta(preset: Preset, coupling: Coupling) -> WallModel:

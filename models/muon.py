@@ -57,18 +57,19 @@ class Muon(torch.optim.Optimizer):
     """Nesterov momentum, Newton-Schulz batched over equal shapes, decoupled weight decay.
 
     Where torch.distributed is initialised, every rank of `group` must hold the same parameters in
-    the same order and call the same methods. Every parameter must have a gradient. `precision` of
-    the orthogonalisation is bfloat16 on a GPU and float32 elsewhere unless given.
+    the same order and call the same methods. Every parameter must have a gradient; an error calls
+    it by the name that it came with, as from `named_parameters`. `precision` of the
+    orthogonalisation is bfloat16 on a GPU and float32 elsewhere unless given.
     """
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float,
+        self, parameters: Iterable[nn.Parameter] | Iterable[tuple[str, nn.Parameter]],
+        lr: float, momentum: float, weight_decay: float,
         *, precision: torch.dtype | None = None, group: dist.ProcessGroup | None = None,
     ) -> None:  # fmt: skip
-        self.matrices = list(parameters)
-        super().__init__(
-            self.matrices, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay}
-        )
+        super().__init__(parameters, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.matrices: list[nn.Parameter] = self.param_groups[0]["params"]
+        self.names: list[str] | None = self.param_groups[0].get("param_names")
         together = dist.is_available() and dist.is_initialized()
         self.group = group
         self.rank = dist.get_rank(group) if together else 0
@@ -188,9 +189,10 @@ class Muon(torch.optim.Optimizer):
     def _gradient(self, index: int) -> Tensor:
         gradient = self.matrices[index].grad
         if gradient is None:
+            name = self.names[index] if self.names else f"matrix {index}"
             raise RuntimeError(
-                f"Muon: matrix {index} of shape {tuple(self.matrices[index].shape)} has no "
-                "gradient; expected one of every matrix, so each must take part in the loss."
+                f"Muon: {name} of shape {tuple(self.matrices[index].shape)} has no gradient; "
+                "expected one of every matrix, so each must take part in the loss."
             )
         return gradient
 

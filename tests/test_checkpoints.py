@@ -94,10 +94,42 @@ def test_unmarked_and_damaged_checkpoints_are_passed_over_and_removed(
     assert [p.name for p in checkpoints.steps(tmp_path)] == ["00000001"]
 
 
-def test_a_missing_shard_is_damage(tmp_path: Path) -> None:
+def test_a_shard_on_another_nodes_disk_is_missing_here(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     save(tmp_path, 1, 2)
-    next((tmp_path / "00000002").glob("shard-*")).unlink()
+    (shard,) = (tmp_path / "00000002").glob("shard-*")
+    shard.unlink()
     assert checkpoints.latest(tmp_path) == 1
+    said = capsys.readouterr().out
+    assert f"00000002 is not whole ({shard.name} is missing here; expected the shards of" in said
+    assert "set WAMFLOW_CHECKPOINTS to s3://bucket/prefix" in said and "damaged" not in said
+
+
+def _on_nodes(folder: str, nodes: int) -> dict[str, list[str]]:
+    """States on this rank's node: after five steps, and when the training begins again."""
+    rank = dist.get_rank()
+    here = Path(folder) / f"node{rank % nodes}" / "key"
+    made = Saver(here, 2, 60.0)
+    mine = {"w": torch.randn(64), "v": torch.randn(64), f"of.{rank}": torch.zeros(8)}
+    for step in range(1, 6):
+        made.save(step, mine)
+    made.wait()
+    dist.barrier()
+    kept = [path.name for path in checkpoints.steps(here)]
+    made.resume(mine)
+    dist.barrier()
+    return {"kept": kept, "resumed": [path.name for path in checkpoints.steps(here)]}
+
+
+@pytest.mark.slow
+def test_every_node_removes_what_is_not_kept(tmp_path: Path) -> None:
+    """Two ranks on two nodes, whose states are whole on neither disk; then both on one node."""
+    last = ["00000004", "00000005"]
+    for found in on_ranks(2, _on_nodes, str(tmp_path / "apart"), 2):
+        assert found == {"kept": last, "resumed": []}
+    for found in on_ranks(2, _on_nodes, str(tmp_path / "together"), 1):
+        assert found == {"kept": last, "resumed": last}
 
 
 @pytest.fixture

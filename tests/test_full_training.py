@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
 
 from components import params
 from components.encoders import WanVae
@@ -27,9 +28,11 @@ from components.serving.client import PolicyClient
 from components.serving.policy import Policy
 from components.stations.station import Observation
 from components.trials import actors
-from models import wan_keys
+from models import costs, wan_keys
 from models.acting import Chunk, fitting, plan
+from models.draws import collate_draws, draw
 from models.presets import PRESETS
+from models.rows import collate
 from models.wall import WallModel
 from tests.made_training import BATCH, EPISODES, STEPS, VALUES, write
 from tests.made_wan import reference
@@ -167,16 +170,66 @@ def _made(folder: Path, values: stage.Config) -> stage.Config:
     return values
 
 
+def test_the_mean_of_two_workers_means_is_not_the_batchs(folder: Path) -> None:
+    """The same draws of the same events: each worker divides by its own patches and steps."""
+    mine = windows(folder)
+    model = full.model(config(), {})
+    one = [*range(BATCH)]
+    events = mine.batch(3, 0, 1).windows
+    draws = [
+        draw(window, mine.chances, torch.Generator().manual_seed(i))
+        for i, window in enumerate(events)
+    ]
+
+    def losses(of: list[int]) -> float:
+        rows = collate([events[i] for i in of], model.shape.limits)
+        return float(model.losses(rows, collate_draws([draws[i] for i in of])).action)
+
+    with torch.no_grad():
+        shares = [losses(one[rank::2]) for rank in range(2)]
+        alone = losses(one)
+    assert np.mean(shares) == pytest.approx(alone, rel=0.2)
+    assert np.mean(shares) != pytest.approx(alone, rel=1e-4)
+    assert "by its own patches and steps" in str(stage.Config.model_fields["processes"].description)
+
+
 # --- training -----------------------------------------------------------------------------------
 
 
-def test_a_resumed_training_is_an_undisturbed_one_to_the_bit(folder: Path, tmp_path: Path) -> None:
-    trained(folder, range(2), store=tmp_path)
-    resumed = trained(folder, range(2, 4), store=tmp_path)
-    straight = trained(folder, range(4))
+@pytest.mark.parametrize("of", [None, ACTION], ids=["joint", "frozen video"])
+def test_a_resumed_training_is_an_undisturbed_one_to_the_bit(
+    of: dict[str, Any] | None, folder: Path, tmp_path: Path
+) -> None:
+    values = config(of)
+    trained(folder, range(2), values, tmp_path / "store")
+    resumed = trained(folder, range(2, 4), values, tmp_path / "store")
+    straight = trained(folder, range(4), values)
     assert torch.equal(resumed.curve, straight.curve)
     for name, value in straight.state().items():
         assert torch.equal(resumed.state()[name], value), name
+    for name, training in (("resumed", resumed), ("straight", straight)):
+        (tmp_path / name).mkdir()
+        training.curve = training.curve[:4]
+        results.write(training, tmp_path / name)
+    written = [tmp_path / name / "model.safetensors" for name in ("resumed", "straight")]
+    assert sha256(written[0]) == sha256(written[1])
+    assert load_file(written[0]).keys() == dict(straight.model.named_parameters()).keys()
+
+
+@pytest.mark.parametrize("of", [{"stage": "video"}, ACTION], ids=["video", "action"])
+def test_what_is_frozen_is_neither_averaged_nor_saved(of: dict[str, Any], folder: Path) -> None:
+    """What a training holds after a step is what `models/costs.py` counts."""
+    training = trained(folder, range(1), config(of))
+    state = training.state()
+    model = training.model
+    assert isinstance(model, WallModel)
+    saved = {name.split(".")[1] for name in state if name.startswith(("model.", "average."))}
+    assert saved == {of["stage"]}
+    gradients = [p for p in model.parameters() if p.requires_grad]
+    frozen = [p for p in model.parameters() if not p.requires_grad]
+    beside = [v for n, v in state.items() if n not in ("curve", "drawn") and not n.endswith("step")]
+    held = sum(t.nbytes for t in (*beside, *gradients, *frozen))
+    assert held == costs.kept_bytes(model, model.shape.coupling)
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # slower, not wrong

@@ -132,10 +132,13 @@ def test_ranks_agree_bit_by_bit_and_keep_only_what_they_own(tmp_path: Path) -> N
         assert all(0 < result["kept"] < len(RANKS_SHAPES) for result in group)
 
 
-def test_a_matrix_without_gradient_is_named() -> None:
-    muon = Muon([nn.Parameter(torch.eye(3)), nn.Parameter(torch.eye(4))], 0.1, 0.9, 0.0)
+@pytest.mark.parametrize("names", [None, ("video.blocks.0.q", "video.blocks.0.k")])
+def test_a_matrix_without_gradient_is_named(names: tuple[str, str] | None) -> None:
+    matrices = [nn.Parameter(torch.eye(3)), nn.Parameter(torch.eye(4))]
+    muon = Muon(zip(names, matrices, strict=True) if names else matrices, 0.1, 0.9, 0.0)
     muon.matrices[0].grad = torch.eye(3)
-    with pytest.raises(RuntimeError, match=r"matrix 1 of shape \(4, 4\) has no gradient"):
+    name = names[1] if names else "matrix 1"
+    with pytest.raises(RuntimeError, match=rf"{name} of shape \(4, 4\) has no gradient"):
         muon.step()
 
 

@@ -18,7 +18,7 @@ from components.errors import DataError, UserError
 from components.normalisation import Normalisation, quantiles
 from components.outputs import sha256, write_json
 from components.params import section
-from components.pretraining import stage, view
+from components.pretraining import checkpoints, launch, mirror, stage, view
 from components.pretraining.event_plans import event_plans
 from components.pretraining.training import noise_seed
 from components.pretraining.windows import Windows
@@ -137,6 +137,25 @@ def test_draws_that_fill_no_whole_batch_are_refused(windows: Windows) -> None:
 def test_values_that_do_not_fit_are_refused(change: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=re.escape(said)):
         section({"pretraining": VALUES | change}, "pretraining", stage.Config)
+
+
+def test_another_node_removes_its_states_at_the_end_and_not_the_copy(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a gang; the first node alone removes what lies in S3."""
+    monkeypatch.setenv("WAMFLOW_STORE", str(tmp_path))
+    monkeypatch.setenv("PET_NODE_RANK", "1")
+    monkeypatch.setattr(mirror, "remove", None)
+
+    def torchrun(folder: Path, key: str, out: Path | None, _: stage.Config) -> None:
+        assert folder.is_dir() and out is None
+        (checkpoints.store(key) / "00000005").mkdir(parents=True)
+
+    monkeypatch.setattr(launch, "torchrun", torchrun)
+    inputs = [data / name for name in ("episodes", "captions", "plan", "init.json")]
+    assert stage.run(*inputs, tmp_path / "checkpoint", config=CONFIG) is None
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()]
+    assert not (tmp_path / "checkpoint").exists()
 
 
 def test_every_step_of_every_rank_has_noise_of_its_own() -> None:

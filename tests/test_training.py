@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from components.errors import DataError, DivergedError, TemporaryError
-from components.pretraining import guards, view
+from components.pretraining import guards, results, view
 from components.pretraining.batches import Batches
 from components.pretraining.saver import Saver
 from components.pretraining.schedule import rate
@@ -170,6 +170,25 @@ def test_a_skipped_step_changes_nothing_and_its_draws_are_told_apart(
     assert "step 1 skipped, its draws teach nothing: loss [nan" in capsys.readouterr().out
     training.step(2, training.windows.batch(2, 0, 1))
     assert torch.isfinite(training.curve[2]).all() and training.curve[2, SKIPPED] == 0
+
+
+def test_a_matrix_without_a_part_in_the_loss_is_named(folder: Path) -> None:
+    training = Training(Windows(folder, config(**ONE)), config(**ONE))
+    with pytest.raises(RuntimeError, match=r"Muon: video\.blocks\.0\.\S+\.weight of shape \(128, "):
+        training.muon.step()
+
+
+def test_a_training_without_a_good_step_has_diverged(folder: Path, tmp_path: Path) -> None:
+    """Fewer steps than may be bad in a row, and all of them are."""
+    chosen = config(**ONE, bad_step="skip")
+    training = Training(Windows(folder, chosen), chosen)
+    training.curve = training.curve[:3]
+    spoiled(training.windows, *range(3))
+    for step in range(3):
+        training.step(step, training.windows.batch(step, 0, 1))
+    with pytest.raises(DivergedError, match=r"no good step: all 3 were skipped"):
+        results.write(training, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_too_many_bad_steps_in_a_row_end_the_training(folder: Path) -> None:

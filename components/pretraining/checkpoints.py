@@ -49,16 +49,21 @@ def alone(key: str) -> Iterator[None]:
 
 
 def view(key: str) -> Path:
-    """The folder for what the workers of one training share; it is there until `forget`."""
+    """The folder for what the workers of one training share; it is there until `clear`."""
     folder = store(key).with_name(f"{key}.view")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def forget(key: str) -> None:
-    """Remove a training's checkpoints and view; to be called when its results are safe."""
+def clear(key: str) -> None:
+    """Remove a training's checkpoints and view from this machine; when its results are safe."""
     shutil.rmtree(store(key), ignore_errors=True)
     shutil.rmtree(view(key), ignore_errors=True)
+
+
+def forget(key: str) -> None:
+    """`clear`, and remove the copy in S3; for the machine that has written the results."""
+    clear(key)
     mirror.remove(key)
 
 
@@ -67,12 +72,8 @@ def latest(folder: Path) -> int | None:
     for path in reversed(steps(folder)):
         if (marker := commit(path)) is None:
             print(f"checkpoint {path.name} has no commit marker; passed over", flush=True)
-        elif wrong := [n for n, digest in marker["shards"].items() if _digest(path / n) != digest]:
-            print(
-                f"checkpoint {path.name} is damaged (the digest of {wrong[0]} differs); "
-                "passed over",
-                flush=True,
-            )
+        elif wrong := _wrong(path, marker["shards"]):
+            print(f"checkpoint {path.name} is {wrong}; passed over", flush=True)
         else:
             return int(marker["step"])
     return None
@@ -92,5 +93,15 @@ def commit(path: Path) -> dict[str, Any] | None:
     return marker
 
 
-def _digest(path: Path) -> str:
-    return sha256(path) if path.is_file() else ""
+def _wrong(path: Path, shards: dict[str, str]) -> str:
+    """What makes a marked checkpoint one that cannot be read; nothing for a whole one."""
+    for name, digest in shards.items():
+        if not (path / name).is_file():
+            return (
+                f"not whole ({name} is missing here; expected the shards of all nodes in one "
+                "place: where each has a disk of its own, set WAMFLOW_CHECKPOINTS to "
+                "s3://bucket/prefix)"
+            )
+        if sha256(path / name) != digest:
+            return f"damaged (the digest of {name} differs)"
+    return ""

@@ -47,6 +47,7 @@ def train(windows: Windows, job: dict[str, Any], config: Config, asked: list[int
                 )
         saver.wait()
     results.write(training, Path(job["out"]) if job["out"] else None)
+    dist.barrier(group=saver.group)  # no node removes its states before the results are written
 
 
 def _about(training: Training) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from components import records
+from components.errors import DivergedError
 from components.outputs import write_json
 from components.pretraining import initial as initial_weights
 from components.pretraining import placement
@@ -20,11 +21,19 @@ from models.muon import split
 
 
 def write(training: Training, out: Path | None) -> None:
-    """The checkpoint folder: averaged weights, resolved configuration, receipt, curve, report.
+    """The checkpoint folder: weights, resolved configuration, receipt, curve, report.
 
-    All ranks must call, since a sharded model is whole on none of them; only rank 0 writes.
+    Weights that learned are the averaged ones. All ranks must call, since a sharded model is whole
+    on none of them; only rank 0 writes. DivergedError where no step was a good one.
     """
-    weights = {n: placement.full(t).contiguous().cpu() for n, t in training.average.items()}
+    if training.curve[:, SKIPPED].all():
+        raise DivergedError(
+            f"pretraining: no good step: all {len(training.curve)} were skipped, so nothing was "
+            "learned. Lower pretraining.muon_lr or adamw_lr, or look for bad episodes."
+        )
+    training.take_average()
+    named = training.model.named_parameters()
+    weights = {n: placement.full(p.detach()).contiguous().cpu() for n, p in named}
     validation = _validation(training)
     if training.rank == 0 and out is not None:
         save_file(weights, out / "model.safetensors")
@@ -102,12 +111,10 @@ def _report(training: Training, curve: np.ndarray, validation: dict[str, float] 
 
 @torch.no_grad()
 def _validation(training: Training) -> dict[str, float] | None:
-    """Losses of the averaged weights on whole held-out events, one fixed noise draw."""
+    """Losses on whole held-out events, one fixed noise draw."""
     batch = training.windows.validation()
     if batch is None:
         return None
-    for name, parameter in training.model.named_parameters():
-        parameter.copy_(training.average[name])
     random = torch.Generator().manual_seed(training.config.seed)
     training.model.eval()  # every event counts for the video, too
     found = training.losses(batch.to(training.device), random)

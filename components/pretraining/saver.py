@@ -14,7 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch.distributed.checkpoint.hf_storage import (
     HuggingFaceStorageReader,
@@ -48,18 +47,24 @@ class Saver:
     def resume(self, state: dict[str, Any]) -> int:
         """Load the newest whole checkpoint into `state`, in place; steps done, 0 without one.
 
-        What is not whole is removed, so that nothing of it is ever read.
+        What the first rank does not find whole is removed on every node's disk, so that nothing of
+        it is ever read.
         """
-        found = (checkpoints.latest(self.folder) or 0) if self.rank == 0 else 0
-        if self.rank == 0:
-            for path in checkpoints.steps(self.folder):
-                if int(path.name) > found or checkpoints.commit(path) is None:
-                    shutil.rmtree(path)
-        step = _from_rank_0(found, self.group)
+        whole: list[Any] = [self._whole() if self.rank == 0 else None]
+        dist.broadcast_object_list(whole, 0, group=self.group)
+        (names,) = whole
+        _remove([path for path in checkpoints.steps(self.folder) if path.name not in names])
+        step = int(names[-1]) if names else 0
         if step:
             reader = HuggingFaceStorageReader(str(self.folder / f"{step:08d}"))
             load(state, storage_reader=reader, process_group=self.group)
         return step
+
+    def _whole(self) -> list[str]:
+        """The newest whole checkpoint and marked ones before it, the oldest first."""
+        found = checkpoints.latest(self.folder) or 0
+        before = [path for path in checkpoints.steps(self.folder) if int(path.name) <= found]
+        return [path.name for path in before if checkpoints.commit(path) is not None]
 
     def save(self, step: int, state: dict[str, Any]) -> None:
         """Begin to write the state after `step` steps; it may change as soon as this returns.
@@ -110,16 +115,18 @@ class Saver:
             shards = {name: digest for part in gathered for name, digest in part.items()}
             write_json(path / checkpoints.MARKER, self.about | {"step": step, "shards": shards})
             mirror.send([path / checkpoints.MARKER], self.folder.name, path.name)
-            for old in checkpoints.steps(self.folder)[: -self.keep]:
-                mirror.remove(self.folder.name, old.name)
-                shutil.rmtree(old)
+        old = checkpoints.steps(self.folder)[: -self.keep]  # before any rank begins the next state
         dist.barrier(group=self.group)
+        _remove(old)
+        if self.rank == 0:
+            for removed in old:
+                mirror.remove(self.folder.name, removed.name)
 
 
-def _from_rank_0(number: int, group: dist.ProcessGroup) -> int:
-    value = torch.tensor([number])
-    dist.broadcast(value, 0, group=group)
-    return int(value)
+def _remove(paths: list[Path]) -> None:
+    """From this node's disk, where its other ranks do the same."""
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _is_full(error: BaseException) -> bool:

@@ -8,7 +8,6 @@ outputs, so a killed or stopped training goes on where it was.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +65,11 @@ class Config(BaseModel, frozen=True, extra="forbid"):
     )
     model: ModelConfig = Field(description="Sizes of the small model.")
     full: FullConfig = Field(description="How a preset of the full model is trained.")
-    processes: int = Field(ge=1, description="torchrun workers in all; it changes the bytes.")
+    processes: int = Field(
+        ge=1,
+        description="torchrun workers in all. Their number changes the result: each divides its "
+        "losses by its own patches and steps, and has noise of its own.",
+    )
     device: Literal["cpu", "cuda"] = Field(description="Where the workers compute.")
     batch_size: int = Field(ge=1, description="Events in a step, all workers together.")
     seed: int = Field(ge=0, description="Of initial weights, anchors, caption drop and noise.")
@@ -119,7 +122,10 @@ class Config(BaseModel, frozen=True, extra="forbid"):
 
     @model_validator(mode="after")
     def _workers_share_evenly(self) -> Config:
-        """Unequal shares would make the mean of the workers' means another than the batch's."""
+        """A step is the mean of the workers' means, so each must have as many events.
+
+        Still not the batch's mean: each divides by its own patches and steps, not by the batch's.
+        """
         if self.batch_size % self.processes:
             raise ValueError(
                 f"batch_size ({self.batch_size}) must be a multiple of processes ({self.processes})"
@@ -171,7 +177,7 @@ def run(
         view.build(episodes, captions, plan, checkpoints.view(key), config, start)
         if not launch.is_first_node():
             launch.torchrun(checkpoints.view(key), key, None, config)
-            shutil.rmtree(checkpoints.view(key))  # the rest belongs to the first node
+            checkpoints.clear(key)
             return None
         with whole_folder(checkpoint) as out:
             launch.torchrun(checkpoints.view(key), key, out, config)

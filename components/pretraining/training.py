@@ -1,4 +1,4 @@
-"""The training of one worker: model, averaged weights, two optimizers, curve; one step.
+"""The training of one worker: model, averages of what learns, two optimizers, curve; one step.
 
 Gradients of a replicated model are averaged over gloo (CPU) or NCCL (GPU): those of hidden matrices
 at their owner, the rest in one flat vector on all ranks; FSDP2 averages those of a sharded one.
@@ -47,9 +47,10 @@ class Training:
         torch.manual_seed(config.seed)
         self.device = torch.device(config.device, 0 if config.device == "cpu" else local_rank())
         self.model = placement.place(chosen.model(windows, config).to(self.device), config)
-        self.average = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         hidden, rest = split(self.model)
-        self.muon = Muon(hidden.values(), config.muon_lr, config.momentum, config.weight_decay)
+        self.learning = hidden | rest
+        self.average = {name: p.detach().clone() for name, p in self.learning.items()}
+        self.muon = Muon(hidden.items(), config.muon_lr, config.momentum, config.weight_decay)
         self.rest = list(rest.values())
         self.adamw = torch.optim.AdamW(
             self.rest, config.adamw_lr, betas=(0.9, 0.95), weight_decay=0.0, foreach=True
@@ -100,7 +101,7 @@ class Training:
             optimizer.step()
             optimizer.zero_grad()
         decay = min(self.config.ema, (1 + step) / (10 + step))
-        now = [local(p.detach()) for p in self.model.parameters()]
+        now = [local(p.detach()) for p in self.learning.values()]
         torch._foreach_lerp_([local(a) for a in self.average.values()], now, 1 - decay)
         torch._foreach_sub_(before, [local(p.detach()) for p in self.rest])
         squares = _squares(before, self.device)
@@ -156,13 +157,19 @@ class Training:
         total: Tensor = squares + flat[: -len(terms)].norm() ** 2
         return total
 
+    @torch.no_grad()
+    def take_average(self) -> None:
+        """The weights become their averages; there is no training after that."""
+        for name, parameter in self.learning.items():
+            parameter.copy_(self.average[name])
+
     def state(self) -> dict[str, Any]:
         """All that the next step depends on, as named tensors that are loaded in place.
 
         Replicated ones are the same on all ranks, sharded ones DTensors, each momentum is its
-        owner's.
+        owner's. What is frozen is as the model began, and no part of it.
         """
-        named = {f"model.{n}": p.detach() for n, p in self.model.named_parameters()}
+        named = {f"model.{n}": p.detach() for n, p in self.learning.items()}
         named |= {f"average.{n}": p for n, p in self.average.items()}
         named |= {f"muon.{index}.momentum": m for index, m in self.muon.momenta().items()}
         for index, parameter in enumerate(self.rest):

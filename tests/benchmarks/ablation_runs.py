@@ -226,8 +226,7 @@ class Run:
             if key not in batches:
                 batches[key] = self.windows.batch(step, 0, 1)
             self.training.step(step, replace(batches[key], chances=self.windows.chances))
-        for name, parameter in self.model.named_parameters():
-            parameter.data.copy_(self.training.average[name])
+        self.training.take_average()
         self.told = min(drop) < 1
 
     @property
@@ -240,7 +239,8 @@ class Run:
         for name, parameter in start.model.named_parameters():
             if name.startswith("video."):
                 self.model.get_parameter(name).data.copy_(parameter.detach())
-                self.training.average[name].copy_(parameter.detach())
+                if name in self.training.average:
+                    self.training.average[name].copy_(parameter.detach())
 
     @property
     def fall(self) -> dict[str, tuple[float, float]]:

@@ -88,8 +88,7 @@ def _loss(training: Training) -> float:
     batch = training.windows.validation()
     if batch is None:
         batch = training.windows.batch(0, 0, 1)
-    for name, parameter in training.model.named_parameters():
-        parameter.copy_(training.average[name])
+    training.take_average()
     draws = [torch.Generator().manual_seed(seed) for seed in range(4)]
     return float(np.mean([float(training.losses(batch, d)["loss"]) for d in draws]))
 

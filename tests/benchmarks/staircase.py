@@ -113,8 +113,7 @@ def held_out(training: Training, steps: int) -> Figures:
     model = training.model
     assert isinstance(model, Reasoner)
     if steps:
-        for name, parameter in model.named_parameters():
-            parameter.copy_(training.average[name])
+        training.take_average()
     windows = training.windows
     events = np.flatnonzero(windows.arrays["event_validation"])
     start = windows.arrays["event_start"][events]
