@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_a_step_is_within_its_bounds_of_float64(shape: tuple[int, int], kind: st
     assert error(update(ours(torch.bfloat16), gradients)) < bound
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As a worker computes: with several, a product of few matrices is another than one of many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_matrix_is_orthogonalised_alike_in_any_company() -> None:
     for shape in SHAPES:
         batch = torch.randn(5, *shape, generator=torch.Generator().manual_seed(3))
@@ -115,6 +126,7 @@ def test_every_matrix_has_one_owner_and_loads_are_balanced(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_ranks_agree_bit_by_bit_and_keep_only_what_they_own(tmp_path: Path) -> None:
     """1, 2 and 4 ranks; averaged or own gradients; resumed at another number of ranks."""
     alone = stepped(RANKS_SHAPES, 3, seed=0)
