@@ -12,6 +12,7 @@ import scipy.fft
 import torch
 
 from models.acting import Chunk, denoised, plan
+from models.action_tower import _own_text
 from models.dct import dct_matrix
 from models.draws import Chances, Coupling, Draw, collate_draws, draw
 from models.flow_matching import velocity
@@ -248,6 +249,24 @@ def test_rows_hold_about_equally_many_steps() -> None:
         count["first"] += len(rows) // 4
     share = count["long"] / count["all"]
     assert count["long of first"] / count["first"] == pytest.approx(share, abs=0.04)
+
+
+def test_no_window_reads_nothing_when_asked_where_it_ends() -> None:
+    """Of three windows two share a row, so the other row has one that is padding."""
+    rows = collate([window(0, frames=2), window(1, frames=2), window(2)], LIMITS, [[0, 1], [2]])
+    asking = torch.arange(rows.state.shape[1]).expand(len(rows.state), -1)
+    own = _own_text(asking, rows)
+    assert not rows.text_mask[1, 1].any() and own.any(dim=-1).all()
+    assert torch.equal(own[0].unflatten(1, (2, -1)).any(dim=-1), torch.eye(2, dtype=torch.bool))
+
+
+@torch.no_grad()
+def test_held_out_every_row_counts_for_the_video() -> None:
+    drawn = draws(EVENTS)
+    some, whole = (awake("asymmetric", video_share=share) for share in (0.25, 1.0))
+    all_rows = losses(whole, EVENTS, drawn).video
+    assert losses(some, EVENTS, drawn).video != all_rows
+    torch.testing.assert_close(losses(some.eval(), EVENTS, drawn).video, all_rows)
 
 
 def test_a_frozen_video_sees_no_future_and_no_pure_noise(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,12 +198,12 @@ def stops_short(batch: Flat, command: Level, answer: Level) -> npt.NDArray[np.in
     since = np.maximum.accumulate(np.where(turned, batch.row, batch.low))
     stands = batch.times_s - batch.times_s[since] >= DELAY_S
     left = (command.place - answer.place) / span[batch.owner]
-    high, low = (
-        side
-        * batch.total(left * (stands & (sides == side)))
-        / np.maximum(batch.total((stands & (sides == side)).astype(np.float64)), 1.0)
-        for side in (1, -1)
-    )
+    high, low = (side * mean_of(batch, left, stands & (sides == side)) for side in (1, -1))
     short, other = np.maximum(high, low), np.abs(np.minimum(high, low))
     clear = one_unit & (short > SHORT) & (short < FAR) & (other < NEAR)
     return np.where(clear, np.where(high > low, 1, -1), 0).astype(np.intp)
+
+
+def mean_of(batch: Flat, values: Array, rows: npt.NDArray[np.bool_]) -> Array:
+    """Mean (E,) of `values` (M,) over those rows of each episode; 0 where there are none."""
+    return batch.total(values * rows) / np.maximum(batch.total(rows.astype(np.float64)), 1.0)
